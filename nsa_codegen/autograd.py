@@ -1,0 +1,215 @@
+"""Gradients of the ops of `dispatch`: backward ops over compiled kernels, and their registration with autograd.
+
+Probabilities are recomputed from log-sum-exp, so that nothing quadratic is saved, and every sum has one order: two runs
+are bit-equal. Second derivatives are refused.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import dispatch, reference
+from .desc import KernelDesc
+from .dispatch import NAMESPACE, define_op, dtype_name, fake_op, gather_desc, run, stream_desc
+from .errors import NSAError
+from .ops import OPS
+from .ops.compress import compress_desc
+from .ops.gather_attention import backward_pack_descs, inverse_index
+from .tiling import ceil_div
+
+_ops = torch.ops.nsa_codegen
+
+
+class SecondDerivativeError(NSAError, NotImplementedError):
+    """A gradient of a gradient was asked for; the kernels have first derivatives only."""
+
+
+@functools.lru_cache(maxsize=1024)
+def _backward_descs(desc: KernelDesc) -> tuple[KernelDesc, ...]:
+    return OPS[desc.op].backward_descs(desc)
+
+
+@define_op(
+    "stream_attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor dout, Tensor dlse, "
+    "str visible, SymInt q_start, float scale) -> (Tensor, Tensor, Tensor)"
+)
+def _stream_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    dout: Tensor,
+    dlse: Tensor,
+    visible: str,
+    q_start: int,
+    scale: float,
+) -> tuple[Tensor, ...]:
+    q, k, v, out, lse, dout, dlse = (x.contiguous() for x in (q, k, v, out, lse, dout, dlse))
+    desc = stream_desc(visible, dtype_name(q), q.shape[2] // k.shape[2], q.shape[3], v.shape[3])
+    by_queries, by_keys = _backward_descs(desc)
+    shared = {"q": q, "k": k, "v": v, "lse": lse, "dout": dout, "q_start": q_start, "scale": scale}
+    grad_q, delta = run(by_queries, **shared, out=out, dlse=dlse)
+    return grad_q, *run(by_keys, **shared, delta=delta)
+
+
+@fake_op("stream_attention_backward")
+def _stream_backward_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Any:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+@define_op(
+    "gather_attention_backward(Tensor q, Tensor k, Tensor v, Tensor block_indices, Tensor out, Tensor lse, Tensor dout, "
+    "Tensor dlse, int block, bool causal, SymInt q_start, float scale) -> (Tensor, Tensor, Tensor)"
+)
+def _gather_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_indices: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    dout: Tensor,
+    dlse: Tensor,
+    block: int,
+    causal: bool,
+    q_start: int,
+    scale: float,
+) -> tuple[Tensor, ...]:
+    q, k, v, out, lse, dout, dlse = (x.contiguous() for x in (q, k, v, out, lse, dout, dlse))
+    lists, n = block_indices.to(torch.int32).contiguous(), block_indices.shape[3]
+    group = q.shape[2] // k.shape[2]
+    desc = gather_desc(dtype_name(q), group, q.shape[3], v.shape[3], block, n, causal, "packed")
+    by_queries, by_keys = _backward_descs(desc)
+    packed = {name: run(d, x=v if name.startswith("v") else k)[0] for name, d in backward_pack_descs(desc).items()}
+    shared = {"q": q, "k": k, "v": v, "lse": lse, "dout": dout, "q_start": q_start, "scale": scale}
+    grad_q, delta = run(by_queries, **shared, **packed, out=out, dlse=dlse, block_indices=lists)
+    blocks = ceil_div(k.shape[1], block)
+    starts, listing = inverse_index(lists, block=block, blocks=blocks, q_start=q_start, causal=causal)
+    return grad_q, *run(by_keys, **shared, **packed, delta=delta, starts=starts, listing=listing)
+
+
+@fake_op("gather_attention_backward")
+def _gather_backward_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Any:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+@define_op("combine_backward(Tensor[] outs, Tensor gates, Tensor dout) -> (Tensor[], Tensor)")
+def _combine_backward(outs: list[Tensor], gates: Tensor, dout: Tensor) -> tuple[list[Tensor], Tensor]:
+    words = "scalar" if gates.dim() == 1 else "sigmoid"
+    desc = KernelDesc.of("combine", dtype_name(outs[0]), paths=len(outs), dv=outs[0].shape[-1], gates=words)
+    (backward,) = _backward_descs(desc)
+    found = run(backward, outs=[o.contiguous() for o in outs], gates=gates, dout=dout.contiguous())
+    grad_gates = found[-1].sum(dim=0) if gates.dim() == 1 else found[-1].view(gates.shape)
+    return list(found[:-1]), grad_gates.to(gates.dtype)
+
+
+@fake_op("combine_backward")
+def _combine_backward_fake(outs: list[Tensor], gates: Tensor, dout: Tensor) -> Any:
+    return [o.new_empty(o.shape) for o in outs], gates.new_empty(gates.shape)
+
+
+_WEIGHTS = ("weight", "bias", "position", "w1", "b1", "w2", "b2")
+
+
+@define_op(
+    "compress_backward(Tensor x, Tensor dout, str method, int kernel, int stride, Tensor? weight, Tensor? bias, "
+    "Tensor? position, Tensor? w1, Tensor? b1, Tensor? w2, Tensor? b2) -> Tensor[]"
+)
+def _compress_backward(
+    x: Tensor, dout: Tensor, method: str, kernel: int, stride: int, *weights: Tensor | None
+) -> list[Tensor]:
+    """The gradients of x and of the weights that are given, in order."""
+    x, dout = x.contiguous(), dout.contiguous()
+    given = {name: w for name, w in zip(_WEIGHTS, weights, strict=True) if w is not None}
+    if method == "mlp":
+        return _mlp_backward(x, dout, kernel, stride, given)
+    desc = compress_desc(method, dtype_name(x), kernel=kernel, stride=stride, dim=x.shape[3])
+    parts = _backward_descs(desc)
+    grads = [run(parts[0], x=x, dout=dout, weight=given.get("weight"))[0]]
+    if method == "conv":
+        by_weight = dict(zip(("weight", "bias"), run(parts[1], x=x, dout=dout), strict=True))
+        grads += [by_weight[name].to(w.dtype) for name, w in given.items()]
+    return grads
+
+
+def _mlp_backward(x: Tensor, dout: Tensor, kernel: int, stride: int, given: dict[str, Tensor]) -> list[Tensor]:
+    """Gradients of the mlp: products of whole matrices, hence torch's, in float32."""
+    with torch.enable_grad():
+        leaves = [t.detach().float().requires_grad_() for t in (x, *given.values())]
+        wide, position, w1, b1, w2, b2 = leaves
+        out = reference.compress(
+            wide, kernel=kernel, stride=stride, method="mlp", weight=(position, w1, w2), bias=(b1, b2)
+        )
+        grads = torch.autograd.grad(out, leaves, dout.float())
+    return [g.to(t.dtype) for g, t in zip(grads, (x, *given.values()), strict=True)]
+
+
+@fake_op("compress_backward")
+def _compress_backward_fake(x: Tensor, dout: Tensor, method: str, kernel: int, stride: int, *weights: Any) -> Any:
+    return [x.new_empty(x.shape), *(w.new_empty(w.shape) for w in weights if w is not None)]
+
+
+def _compress_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    x, ctx.method, ctx.kernel, ctx.stride, *weights = inputs
+    ctx.save_for_backward(x, *weights)
+
+
+def _compress_grads(ctx: Any, dout: Tensor) -> Any:
+    x, *weights = ctx.saved_tensors
+    grad_x, *found = _ops.compress_backward(x, dout, ctx.method, ctx.kernel, ctx.stride, *weights)
+    rest = iter(found)
+    return grad_x, None, None, None, *(None if w is None else next(rest) for w in weights)
+
+
+def _attention_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    tensors, ctx.options = (
+        [i for i in inputs if isinstance(i, Tensor)],
+        [i for i in inputs if not isinstance(i, Tensor)],
+    )
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _stream_grads(ctx: Any, dout: Tensor, dlse: Tensor) -> Any:
+    return *_ops.stream_attention_backward(*ctx.saved_tensors, dout, dlse, *ctx.options), None, None, None
+
+
+def _gather_grads(ctx: Any, dout: Tensor, dlse: Tensor) -> Any:
+    grads = _ops.gather_attention_backward(*ctx.saved_tensors, dout, dlse, *ctx.options)
+    return *grads, *(None for _ in range(5))
+
+
+def _combine_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    outs, gates = inputs
+    ctx.save_for_backward(*outs, gates)
+
+
+def _combine_grads(ctx: Any, dout: Tensor) -> Any:
+    *outs, gates = ctx.saved_tensors
+    grads, grad_gates = _ops.combine_backward(outs, gates, dout)
+    return list(grads), grad_gates
+
+
+def _refuse(ctx: Any, *grads: Any) -> Any:
+    raise SecondDerivativeError(
+        "nsa_codegen kernels have first derivatives only; for derivatives of gradients use impl='reference', which is "
+        "differentiable to any order"
+    )
+
+
+def _register(name: str, setup: Any, backward: Any) -> None:
+    for op, context, formula in (
+        (name, setup, backward),
+        (f"{name}_backward", lambda ctx, inputs, output: None, _refuse),
+    ):
+        torch.library.register_autograd(f"{NAMESPACE}::{op}", formula, setup_context=context, lib=dispatch.LIBRARY)
+
+
+_register("compress", _compress_setup, _compress_grads)
+_register("stream_attention", _attention_setup, _stream_grads)
+_register("gather_attention", _attention_setup, _gather_grads)
+_register("combine", _combine_setup, _combine_grads)

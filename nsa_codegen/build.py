@@ -1,0 +1,300 @@
+"""`Artifact`: a kernel that can be called, got from the store (`try_load`), made (`build`), or either (`load`).
+
+Loading a stored kernel reads and hashes four small files and opens a shared object; neither TileLang nor a
+compiler is touched. Building lowers to text if the store has none, compiles it and publishes the entry.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from .compiler import compile_flags, compile_shared
+from .desc import KernelDesc
+from .errors import (
+    BuildForbiddenError,
+    CorruptArtifactError,
+    InputError,
+    KernelFailedError,
+    NSAError,
+    StoreError,
+    TargetError,
+)
+from .lowering import Argument, KernelSource
+from .manifest import POOL_EMITTERS, POOL_OP, RequestKey
+from .schedule import Schedule
+from .store import Entry, KernelStore, building_is_forbidden
+from .target import Target, processor_features, runs_here
+
+Lower = Callable[[KernelDesc, Schedule, Target], KernelSource]
+_ARGUMENT_TYPES: dict[str, Any] = {"pointer": ctypes.c_void_p, "int32": ctypes.c_int32, "float32": ctypes.c_float}
+_POOL_DESC = KernelDesc.of(POOL_OP, "float32")
+_POOL_SCHEDULE = Schedule()
+_pools: dict[tuple[str, Path], int] = {}
+_pools_lock = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One kernel to be had: what, how, and for which architecture."""
+
+    desc: KernelDesc
+    schedule: Schedule
+    target: Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """What `build_all` did for one request.
+
+    `how` is `stored`, `compiled` (from stored text), `lowered` (and compiled) or `failed`, with the `error`.
+    """
+
+    request: Request
+    how: str
+    seconds: float
+    folder: Path | None = None
+    error: NSAError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A loaded kernel: its typed ctypes entry `function`, and the address `parallel` of the pool's `nsa_parallel`."""
+
+    entry: Entry
+    target: Target
+    function: Any
+    parallel: int
+
+    @classmethod
+    def try_load(
+        cls, desc: KernelDesc, schedule: Schedule, target: Target, *, store: KernelStore | None = None
+    ) -> Artifact | None:
+        """Return the stored kernel, or None if something would have to be built; never builds.
+
+        Raises `TargetError` if this machine can't run code for `target`, `KeyFormationError`, and under
+        `NSA_CODEGEN_NO_BUILD=1` `CorruptArtifactError` for a damaged entry (otherwise set aside: None).
+        """
+        _require_runnable(target)
+        store = store or KernelStore()
+        entry = store.lookup(RequestKey.of(desc, schedule, target))
+        if entry is None or not entry.is_built_with(compile_flags(target)):
+            return None
+        parallel = _find_pool(target, store)
+        return None if parallel is None else _open(entry, target, parallel)
+
+    @classmethod
+    def build(
+        cls,
+        desc: KernelDesc,
+        schedule: Schedule,
+        target: Target,
+        *,
+        store: KernelStore | None = None,
+        lower: Lower | None = None,
+    ) -> Artifact:
+        """Return the kernel, making what of it the store lacks: the text (`lower`), the binary, the thread pool.
+
+        Raises `TargetError`, `KeyFormationError`, `LoweringError`, `CompilerError`, `StoreError`, and
+        `BuildForbiddenError` under `NSA_CODEGEN_NO_BUILD=1`.
+        """
+        _require_runnable(target)
+        store = store or KernelStore()
+        entry, _ = _ensure(Request(desc=desc, schedule=schedule, target=target), store, lower)
+        parallel = _find_pool(target, store)
+        if parallel is None:
+            _ensure(_pool_request(target), store, _pool_source)
+            parallel = _find_pool(target, store)
+        if parallel is None:
+            raise StoreError(f"the thread pool of {target.name} vanished from {store.root} meanwhile; try again")
+        return _open(entry, target, parallel)
+
+    @classmethod
+    def load(
+        cls,
+        desc: KernelDesc,
+        schedule: Schedule,
+        target: Target,
+        *,
+        store: KernelStore | None = None,
+        lower: Lower | None = None,
+    ) -> Artifact:
+        """Return the stored kernel, else build it; raises what `try_load` and `build` raise."""
+        store = store or KernelStore()
+        found = cls.try_load(desc, schedule, target, store=store)
+        return found or cls.build(desc, schedule, target, store=store, lower=lower)
+
+    def launch(self, tasks: int, *values: int | float | None, threads: int) -> None:
+        """Run tasks `0 .. tasks-1` on at most `threads` threads; the GIL is released meanwhile.
+
+        `values` are the entry's arguments in order: addresses for `pointer`, and numbers that fit their type,
+        which is not checked. Raises `KernelFailedError` on a non-zero status.
+        """
+        if len(values) != len(self.entry.manifest.arguments):
+            names = [f"{a.name}: {a.kind}" for a in self.entry.manifest.arguments]
+            raise InputError(f"{self.entry.manifest.entry} got {len(values)} values; it takes {names}")
+        status = self.function(self.parallel, threads, tasks, *values)
+        if status:
+            raise KernelFailedError(
+                f"{self.entry.manifest.entry} returned status {status} (tasks={tasks}, threads={threads}); "
+                f"its text is {self.entry.folder}"
+            )
+
+
+def build_all(
+    requests: Iterable[Request],
+    *,
+    jobs: int | None = None,
+    on_done: Callable[[Built], None] | None = None,
+    store: KernelStore | None = None,
+    lower: Lower | None = None,
+) -> tuple[Built, ...]:
+    """Bring every request into the store, `jobs` processes at a time, and return the outcomes in order.
+
+    `on_done` is called in this process as each one ends. A request that fails is an outcome, not an exception.
+    Nothing is loaded, so targets that this machine can't run are built too. `lower` must be importable.
+    """
+    store = store or KernelStore()
+    wanted = list(requests)
+    jobs = jobs or os.cpu_count() or 1
+    report = on_done or (lambda _: None)
+    outcomes: dict[int, Built] = {}
+    for target in {r.target for r in wanted}:
+        _build_one(_pool_request(target), store.root, _pool_source)  # its failure shows in the kernels' own
+    missing = []
+    for i, request in enumerate(wanted):
+        stored = _stored(request, store)
+        if stored is None:
+            missing.append(i)
+        else:
+            outcomes[i] = stored
+            report(stored)
+    if min(jobs, len(missing)) <= 1:
+        for i in missing:
+            outcomes[i] = _build_one(wanted[i], store.root, lower)
+            report(outcomes[i])
+    else:
+        # Spawned, since TVM and torch hold threads and locks that a forked child can't have.
+        with ProcessPoolExecutor(min(jobs, len(missing)), mp_context=get_context("spawn")) as processes:
+            futures = {processes.submit(_build_one, wanted[i], store.root, lower): i for i in missing}
+            for future in as_completed(futures):
+                i = futures[future]
+                try:
+                    outcomes[i] = future.result()
+                except BrokenProcessPool:
+                    error = StoreError(
+                        f"a process ended abruptly while it built {wanted[i].desc} or another; try jobs=1"
+                    )
+                    outcomes[i] = Built(request=wanted[i], how="failed", seconds=0.0, error=error)
+                report(outcomes[i])
+    return tuple(outcomes[i] for i in range(len(wanted)))
+
+
+def _stored(request: Request, store: KernelStore) -> Built | None:
+    start = time.perf_counter()
+    try:
+        entry = store.lookup(RequestKey.of(request.desc, request.schedule, request.target))
+    except NSAError:
+        return None  # met again, and reported, by the build
+    if entry is None or not entry.is_built_with(compile_flags(request.target)):
+        return None
+    return Built(request=request, how="stored", seconds=time.perf_counter() - start, folder=entry.folder)
+
+
+def _build_one(request: Request, root: Path, lower: Lower | None) -> Built:
+    start = time.perf_counter()
+    try:
+        entry, how = _ensure(request, KernelStore(root), lower)
+    except NSAError as error:
+        return Built(request=request, how="failed", seconds=time.perf_counter() - start, error=error)
+    return Built(request=request, how=how, seconds=time.perf_counter() - start, folder=entry.folder)
+
+
+def _ensure(request: Request, store: KernelStore, lower: Lower | None) -> tuple[Entry, str]:
+    """Return the request's entry with a good binary, and how it was got."""
+    desc, schedule, target = request.desc, request.schedule, request.target
+    key = RequestKey.of(desc, schedule, target)
+    flags = compile_flags(target)
+    how = "stored"
+    for _ in range(3):  # a racing process's text may win over ours, and is then compiled in the next round
+        entry = store.lookup(key)
+        if entry is not None and entry.is_built_with(flags):
+            return entry, how
+        if building_is_forbidden():
+            raise BuildForbiddenError(
+                f"{desc} for {target.name} is not built, and NSA_CODEGEN_NO_BUILD forbids building it: "
+                f"{store.explain_miss(key)}\nUnset NSA_CODEGEN_NO_BUILD, or build it with `nsa-codegen build`"
+            )
+        if entry is None:
+            source, how = (lower or _default_lower())(desc, schedule, target), "lowered"
+        else:
+            source, how = entry.source, "compiled"
+        store.publish(key, source, functools.partial(compile_shared, target=target))
+    raise StoreError(f"{store.root / key.folder} kept changing while it was built; try again")
+
+
+def _default_lower() -> Lower:
+    from .lowering import lower
+
+    return lower
+
+
+def _pool_request(target: Target) -> Request:
+    return Request(desc=_POOL_DESC, schedule=_POOL_SCHEDULE, target=target)
+
+
+def _pool_source(desc: KernelDesc, schedule: Schedule, target: Target) -> KernelSource:
+    text = (Path(__file__).parent / POOL_EMITTERS[0]).read_text()
+    arguments = (Argument(name="context", kind="pointer"),)
+    return KernelSource(text=text, entry="nsa_parallel", arguments=arguments)
+
+
+def _find_pool(target: Target, store: KernelStore) -> int | None:
+    """Return the address of `nsa_parallel`, of one pool per process, target and store; None if it is not built."""
+    with _pools_lock:
+        if (target.name, store.root) not in _pools:
+            entry = store.lookup(RequestKey.of(_POOL_DESC, _POOL_SCHEDULE, target))
+            if entry is None or not entry.is_built_with(compile_flags(target)):
+                return None
+            function = _symbol(entry)
+            _pools[target.name, store.root] = ctypes.cast(function, ctypes.c_void_p).value or 0
+        return _pools[target.name, store.root]
+
+
+def _open(entry: Entry, target: Target, parallel: int) -> Artifact:
+    function = _symbol(entry)
+    kinds = [_ARGUMENT_TYPES[a.kind] for a in entry.manifest.arguments]
+    function.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, *kinds]
+    function.restype = ctypes.c_int32
+    return Artifact(entry=entry, target=target, function=function, parallel=parallel)
+
+
+def _symbol(entry: Entry) -> Any:
+    """Return the entry's function; raises `CorruptArtifactError` if the binary is not a library that has it."""
+    try:
+        return getattr(ctypes.CDLL(str(entry.library)), entry.manifest.entry)
+    except (OSError, AttributeError) as error:
+        raise CorruptArtifactError(
+            f"{entry.library} is the file that was built, but can't be loaded here: {error}; remove {entry.folder} "
+            f"and build it again"
+        ) from error
+
+
+def _require_runnable(target: Target) -> None:
+    if target.kind != "cpu" or not runs_here(target):
+        lacking = sorted(target.features - processor_features())
+        raise TargetError(
+            f"code for {target} does not run on this machine"
+            + (f", whose processor lacks {lacking}" if lacking else "")
+            + "; ask for the target 'cpu', which is this machine's"
+        )

@@ -1,0 +1,111 @@
+"""Checks of tensors handed to the public functions: one message says what was given, what is allowed, what to do."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import torch
+from torch import Tensor
+
+from .desc import DTYPES
+from .errors import InputError
+from .index_sets import require_choice
+
+IMPLS = ("auto", "compiled", "reference")
+_log = logging.getLogger("nsa_codegen")
+_logged: set[str] = set()
+
+
+def require_tensor(call: str, name: str, x: object, axes: str) -> None:
+    """Raise `InputError` unless `x` is a floating tensor with as many dimensions as `axes` has words."""
+    rank = len(axes.split())
+    if not isinstance(x, Tensor):
+        raise InputError(f"{call}: {name} is {type(x).__name__}; give a tensor [{axes}]")
+    if x.dim() != rank:
+        raise InputError(f"{call}: {name} has shape {list(x.shape)}, rank {x.dim()}; give rank {rank}, [{axes}]")
+    if not x.is_floating_point():
+        raise InputError(f"{call}: {name} has dtype {x.dtype}; give a floating-point tensor")
+
+
+def require_alike(call: str, **tensors: Tensor) -> None:
+    """Raise `InputError` unless all tensors have one dtype, one device and one batch size."""
+    (first, lead), *others = tensors.items()
+    for name, x in others:
+        if x.dtype != lead.dtype:
+            raise InputError(f"{call}: {name} has dtype {x.dtype} and {first} {lead.dtype}; convert one with .to()")
+        if x.device != lead.device:
+            raise InputError(f"{call}: {name} is on {x.device} and {first} on {lead.device}; move one with .to()")
+        if x.shape[0] != lead.shape[0]:
+            raise InputError(f"{call}: {name} has batch {x.shape[0]} and {first} {lead.shape[0]}; they must be equal")
+
+
+def require_heads(call: str, q: Tensor, **keys: Tensor) -> None:
+    """Raise `InputError` unless q's heads are a multiple of those of every tensor of keys or values."""
+    heads = {name: x.shape[2] for name, x in keys.items()}
+    if len(set(heads.values())) > 1:
+        raise InputError(f"{call}: key/value heads differ: {heads}; they must be equal")
+    kv_heads = next(iter(heads.values()))
+    if kv_heads == 0 or q.shape[2] % kv_heads:
+        raise InputError(
+            f"{call}: q has {q.shape[2]} heads and {next(iter(heads))} {kv_heads}; the query heads must be a multiple "
+            f"of the key/value heads"
+        )
+
+
+def require_attention(call: str, q: Tensor, k: Tensor, v: Tensor, k_name: str = "k", v_name: str = "v") -> None:
+    """Raise `InputError` unless q [B, T, H, Dk], k [B, S, Hkv, Dk] and v [B, S, Hkv, Dv] fit together."""
+    require_tensor(call, "q", q, "B T H Dk")
+    require_tensor(call, k_name, k, "B S Hkv Dk")
+    require_tensor(call, v_name, v, "B S Hkv Dv")
+    require_alike(call, q=q, **{k_name: k, v_name: v})
+    require_heads(call, q, **{k_name: k, v_name: v})
+    require_key_dim(call, q, k, k_name)
+    if k.shape[1] != v.shape[1]:
+        raise InputError(f"{call}: {k_name} has {k.shape[1]} keys and {v_name} {v.shape[1]}; they must be equal")
+
+
+def require_key_dim(call: str, q: Tensor, k: Tensor, k_name: str = "k") -> None:
+    """Raise `InputError` unless q and k have the same head dim."""
+    if q.shape[3] != k.shape[3]:
+        raise InputError(f"{call}: q has head dim {q.shape[3]} and {k_name} {k.shape[3]}; they must be equal")
+
+
+def checked_start(call: str, q_start: int | None, q: Tensor, keys: int) -> int:
+    """Return the position of the first query: given, or such that the last query is at the last key."""
+    start = keys - q.shape[1] if q_start is None else q_start
+    if start < 0 or start + q.shape[1] > keys:
+        raise InputError(
+            f"{call}: {q.shape[1]} queries from position {start} do not fit {keys} keys; give at least as many keys "
+            f"as the last query's position + 1"
+        )
+    return start
+
+
+def checked_scale(call: str, scale: float | None, q: Tensor) -> float:
+    """Return the factor on the scores: given, or `Dk ** -0.5`."""
+    if scale is None:
+        return float(q.shape[3]) ** -0.5
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
+        raise InputError(f"{call}: scale = {scale!r} is not allowed; give a finite number, or None for Dk ** -0.5")
+    return float(scale)
+
+
+def use_compiled(call: str, impl: str, q: Tensor) -> bool:
+    """Return whether to run kernels: `"auto"` falls back to the reference and logs why, `"compiled"` never does."""
+    require_choice(call, "impl", impl, IMPLS)
+    if impl == "reference":
+        return False
+    reason = None
+    if q.device.type != "cpu":
+        reason = f"tensors on {q.device} have no kernels in this version (the CPU has)"
+    elif str(q.dtype).removeprefix("torch.") not in DTYPES:
+        reason = f"dtype {q.dtype} has no kernels ({', '.join(DTYPES)} have)"
+    if reason is None:
+        return True
+    if impl == "compiled":
+        raise InputError(f"{call}: impl='compiled', but {reason}; use impl='reference' or 'auto', or convert")
+    if not torch.compiler.is_compiling() and reason not in _logged:
+        _logged.add(reason)
+        _log.warning("%s runs the eager reference: %s", call, reason)
+    return False

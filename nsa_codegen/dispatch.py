@@ -1,0 +1,235 @@
+"""`torch.library` ops over the compiled kernels: schemas, CPU implementations, fakes.
+
+A kernel is looked up, and if need be built, at its first call. Implementations take contiguous copies of what is not
+contiguous; argument checks that need no data are `functional`'s.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .build import Artifact
+from .desc import KernelDesc
+from .errors import InputError
+from .index_sets import RangeSet, TopK
+from .ops import OPS, pack_descs, select_desc
+from .ops.compress import compress_desc
+from .schedule import Schedule
+from .selection import select
+from .target import native_target
+from .tiling import ceil_div
+
+NAMESPACE = "nsa_codegen"
+LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """A loaded kernel, the schedule it was made with, and the names of its arguments in order."""
+
+    artifact: Artifact
+    schedule: Schedule
+    names: tuple[str, ...]
+
+
+@functools.cache
+def kernel(desc: KernelDesc) -> Kernel:
+    """Return the kernel of `desc` for this machine, building it if the store has none."""
+    target = native_target()
+    schedule = select(desc, target).schedule
+    artifact = Artifact.load(desc, schedule, target)
+    names = tuple(a.name for a in artifact.entry.manifest.arguments)
+    return Kernel(artifact=artifact, schedule=schedule, names=names)
+
+
+def run(desc: KernelDesc, **arguments: Any) -> tuple[Tensor, ...]:
+    """Run the kernel of `desc` on contiguous CPU tensors and return its outputs."""
+    found, threads = kernel(desc), torch.get_num_threads()
+    op = OPS[desc.op]
+    prepare = op.prepare if desc.direction == "fwd" else op.prepare_backward
+    assert prepare is not None
+    launch = prepare(desc, found.schedule, threads, **arguments)
+    if launch.tasks:
+        values = [launch.values[name] for name in found.names]
+        addresses = [v.data_ptr() if isinstance(v, Tensor) else v for v in values]
+        found.artifact.launch(launch.tasks, *addresses, threads=threads)
+    return launch.outputs
+
+
+def visible_text(visible: RangeSet) -> str:
+    """Return `visible` as the text by which the op `stream_attention` takes it."""
+    return json.dumps(visible.to_json(), separators=(",", ":"))
+
+
+@functools.cache
+def _visible(text: str) -> RangeSet:
+    return RangeSet.from_json(json.loads(text))
+
+
+def dtype_name(x: Tensor) -> str:
+    """Return the name of x's dtype as descs spell it."""
+    return str(x.dtype).removeprefix("torch.")
+
+
+@functools.lru_cache(maxsize=1024)
+def stream_desc(text: str, dtype: str, group: int, dk: int, dv: int) -> KernelDesc:
+    """Return the desc of a streamed attention over the index set that `visible_text` spelled."""
+    return KernelDesc.of("stream_attention", dtype, visible=_visible(text), group=group, dk=dk, dv=dv)
+
+
+@functools.lru_cache(maxsize=1024)
+def gather_desc(dtype: str, group: int, dk: int, dv: int, block: int, n: int, causal: bool, source: str) -> KernelDesc:
+    """Return the desc of a gathered attention."""
+    reach = "causal" if causal else "all"
+    dims = {"group": group, "dk": dk, "dv": dv, "block": block, "n": n}
+    return KernelDesc.of("gather_attention", dtype, reach=reach, source=source, **dims)
+
+
+def define_op(schema: str) -> Any:
+    """Define the op of `schema`, implemented on the CPU by the function below it."""
+    name = schema.partition("(")[0]
+    LIBRARY.define(schema)
+
+    def register(implementation: Any) -> Any:
+        LIBRARY.impl(name, implementation, "CPU")
+        return implementation
+
+    return register
+
+
+def fake_op(name: str) -> Any:
+    """Register the function below as what `torch.compile` and the meta device run for the op `name`."""
+    return torch.library.register_fake(f"{NAMESPACE}::{name}", lib=LIBRARY)
+
+
+@define_op(
+    "compress(Tensor x, str method, int kernel, int stride, Tensor? weight, Tensor? bias, Tensor? position, "
+    "Tensor? w1, Tensor? b1, Tensor? w2, Tensor? b2) -> Tensor"
+)
+def _compress(x: Tensor, method: str, kernel: int, stride: int, *weights: Tensor | None) -> Tensor:
+    names = ("weight", "bias", "position", "w1", "b1", "w2", "b2")
+    given = {name: w.contiguous() for name, w in zip(names, weights, strict=True) if w is not None}
+    if method == "conv" and "bias" not in given:
+        given["bias"] = x.new_zeros(x.shape[2:])
+    desc = compress_desc(method, dtype_name(x), kernel=kernel, stride=stride, dim=x.shape[3])
+    if method == "mlp":
+        hidden = given["w1"].shape[0]
+        desc = KernelDesc.of("compress", desc.dtype, **{**dict(desc.dims), "hidden": hidden})
+    return run(desc, x=x.contiguous(), **given)[0]
+
+
+@fake_op("compress")
+def _compress_fake(x: Tensor, method: str, kernel: int, stride: int, *weights: Tensor | None) -> Tensor:
+    windows = (x.shape[1] - kernel) // stride + 1 if x.shape[1] >= kernel else 0
+    return x.new_empty((x.shape[0], windows, x.shape[2], x.shape[3]))
+
+
+@define_op(
+    "stream_attention(Tensor q, Tensor k, Tensor v, str visible, SymInt q_start, float scale) -> (Tensor, Tensor)"
+)
+def _stream_attention(q: Tensor, k: Tensor, v: Tensor, visible: str, q_start: int, scale: float) -> tuple[Tensor, ...]:
+    desc = stream_desc(visible, dtype_name(q), q.shape[2] // k.shape[2], q.shape[3], v.shape[3])
+    return run(desc, q=q.contiguous(), k=k.contiguous(), v=v.contiguous(), q_start=q_start, scale=scale)
+
+
+@fake_op("stream_attention")
+def _stream_attention_fake(q: Tensor, k: Tensor, v: Tensor, visible: str, q_start: int, scale: float) -> Any:
+    return _attention_outputs(q, v)
+
+
+@define_op(
+    "select_blocks(Tensor q, Tensor k, str method, int block, int n, int initial, int local, int kernel, int stride, "
+    "float scale, SymInt q_start) -> Tensor"
+)
+def _select_blocks(
+    q: Tensor,
+    k: Tensor,
+    method: str,
+    block: int,
+    n: int,
+    initial: int,
+    local: int,
+    kernel: int,
+    stride: int,
+    scale: float,
+    q_start: int,
+) -> Tensor:
+    k, dk = k.contiguous(), q.shape[3]
+    windows = {"kernel": kernel, "stride": stride}
+    if method == "mean_key":
+        means = compress_desc("mean", dtype_name(k), kernel=block, stride=block, dim=dk, out="float32")
+        k, windows = run(means, x=k)[0], {}
+    visible = TopK(score=method, n=n, block=block, initial=initial, local=local)
+    desc = select_desc(visible, dtype_name(q), group=q.shape[2] // k.shape[2], dk=dk, **windows)
+    return run(desc, q=q.contiguous(), k=k, q_start=q_start, scale=scale)[0]
+
+
+@fake_op("select_blocks")
+def _select_blocks_fake(q: Tensor, k: Tensor, method: str, block: int, n: int, *rest: Any) -> Tensor:
+    return q.new_empty((q.shape[0], q.shape[1], k.shape[2], n), dtype=torch.int32)
+
+
+@define_op(
+    "gather_attention(Tensor q, Tensor k, Tensor v, Tensor block_indices, int block, bool causal, SymInt q_start, "
+    "float scale) -> (Tensor, Tensor)"
+)
+def _gather_attention(
+    q: Tensor, k: Tensor, v: Tensor, block_indices: Tensor, block: int, causal: bool, q_start: int, scale: float
+) -> tuple[Tensor, ...]:
+    blocks, n = ceil_div(k.shape[1], block), block_indices.shape[3]
+    block_indices = block_indices.to(torch.int32).contiguous()
+    require_block_range(block_indices, blocks)
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    source = "packed" if pays_to_pack(q.shape[1], n, blocks) else "plain"
+    desc = gather_desc(dtype_name(q), q.shape[2] // k.shape[2], q.shape[3], v.shape[3], block, n, causal, source)
+    packed = None
+    if source == "packed":
+        by_keys, by_values = pack_descs(desc)
+        packed = (run(by_keys, x=k)[0], run(by_values, x=v)[0])
+    return run(desc, q=q, k=k, v=v, block_indices=block_indices, q_start=q_start, scale=scale, packed=packed)
+
+
+@fake_op("gather_attention")
+def _gather_attention_fake(q: Tensor, k: Tensor, v: Tensor, block_indices: Tensor, *rest: Any) -> Any:
+    return _attention_outputs(q, v)
+
+
+@define_op("combine(Tensor[] outs, Tensor gates) -> Tensor")
+def _combine(outs: list[Tensor], gates: Tensor) -> Tensor:
+    words = "scalar" if gates.dim() == 1 else "sigmoid"
+    desc = KernelDesc.of("combine", dtype_name(outs[0]), paths=len(outs), dv=outs[0].shape[-1], gates=words)
+    return run(desc, outs=[o.contiguous() for o in outs], gates=gates)[0]
+
+
+@fake_op("combine")
+def _combine_fake(outs: list[Tensor], gates: Tensor) -> Tensor:
+    return outs[0].new_empty(outs[0].shape)
+
+
+def _attention_outputs(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    out = q.new_empty((*q.shape[:3], v.shape[3]))
+    return out, q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+def pays_to_pack(tokens: int, n: int, blocks: int) -> bool:
+    """Return whether packing every block once costs less than packing each listed block by itself; same results."""
+    return tokens * n > 2 * blocks
+
+
+def require_block_range(block_indices: Tensor, blocks: int) -> None:
+    """Raise `InputError` naming an index outside `-1 .. blocks-1`."""
+    if block_indices.numel() == 0:
+        return
+    low, high = (int(x) for x in torch.aminmax(block_indices))
+    if low < -1 or high >= blocks:
+        bad = low if low < -1 else high
+        raise InputError(
+            f"selected_attention: block_indices holds {bad}; allowed are -1 (no block) and 0 .. {blocks - 1}, the "
+            f"{blocks} blocks of the keys"
+        )

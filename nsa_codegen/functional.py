@@ -1,0 +1,359 @@
+"""The public functions: torch tensors in, torch tensors out, `[batch, seq, heads, dim]`.
+
+Each checks its arguments and runs the compiled kernels (`impl="compiled"`), the eager definition
+(`impl="reference"`), or the former where they exist (`impl="auto"`). `q_start` is the position of the first query;
+by default the last query stands at the last key, so that decoding with a cache needs no argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from . import autograd, dispatch, reference
+from .checks import (
+    checked_scale,
+    checked_start,
+    require_alike,
+    require_attention,
+    require_heads,
+    require_key_dim,
+    require_tensor,
+    use_compiled,
+)
+from .errors import InputError
+from .index_sets import SCORES, RangeSet, TopK, complete, everything, require_choice, require_size, window
+from .program import Path, Phi, Program, require_score_windows
+from .reference.compress import Weights
+from .spec import NSASpec
+
+assert autograd  # registers the gradients of the ops
+_ops = torch.ops.nsa_codegen
+
+
+def compress(
+    x: Tensor,
+    *,
+    kernel: int,
+    stride: int,
+    method: str = "mean",
+    weight: Weights = None,
+    bias: Weights = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Return the compressed tokens `phi(x[i*stride : i*stride + kernel])`, `[B, N, Hkv, D]` (paper eq. 7).
+
+    `"mean"` takes no weights. `"conv"`: weight `[kernel, Hkv, D]`, bias `[Hkv, D]` or None. `"mlp"`: weight is
+    `(position [kernel, D], w1 [E, kernel*D], w2 [D, E])`, bias `(b1 [E], b2 [D])`. A last partial window forms no
+    token. Raises `InputError` and `SpecError`.
+    """
+    require_tensor("compress", "x", x, "B T Hkv D")
+    Phi(method=method, kernel=kernel, stride=stride)
+    reference.check_weights(x, kernel=kernel, method=method, weight=weight, bias=bias)
+    if not use_compiled("compress", impl, x):
+        return reference.compress(x, kernel=kernel, stride=stride, method=method, weight=weight, bias=bias)
+    conv: tuple[Tensor | None, ...] = (weight, bias) if method == "conv" else (None, None)
+    mlp: tuple[Tensor | None, ...] = (None,) * 5
+    if method == "mlp":
+        (position, w1, w2), (b1, b2) = weight, bias  # type: ignore[misc]
+        mlp = (position, w1, b1, w2, b2)
+    out: Tensor = _ops.compress(x, method, kernel, stride, *conv, *mlp)
+    return out
+
+
+def compressed_attention(
+    q: Tensor,
+    k_cmp: Tensor,
+    v_cmp: Tensor,
+    *,
+    kernel: int,
+    stride: int,
+    causal: bool = True,
+    scale: float | None = None,
+    q_start: int = 0,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Return out `[B, T, H, Dv]` and lse `[B, T, H]` over the compressed tokens complete at each query (paper eq. 5).
+
+    Token `i` is seen at `t` if `i*stride + kernel - 1 <= t`; with `causal=False` all are. A query that sees none gets
+    0 and -inf. Raises `InputError` and `SpecError`.
+    """
+    require_attention("compressed_attention", q, k_cmp, v_cmp, "k_cmp", "v_cmp")
+    visible = complete(kernel, stride) if causal else everything()
+    return _stream("compressed_attention", q, k_cmp, v_cmp, visible, scale=scale, q_start=q_start, impl=impl)
+
+
+def select_blocks(
+    q: Tensor,
+    k: Tensor,
+    *,
+    method: str,
+    block_size: int,
+    num_selected: int,
+    num_initial: int = 0,
+    num_local: int = 1,
+    kernel: int | None = None,
+    stride: int | None = None,
+    scale: float | None = None,
+    q_start: int | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Return the blocks each query attends to, int32 `[B, T, Hkv, n]`, ascending, -1 in the tail (paper eq. 8-12).
+
+    `"mean_key"`: k is the keys `[B, S, Hkv, Dk]`. `"compressed"`: k is the compressed keys `[B, N, Hkv, Dk]`, with
+    `kernel` and `stride`, and `q_start` defaults to 0. Forced blocks come first, ties go to the lower block. Not
+    differentiable. Raises `InputError` and `SpecError`.
+    """
+    call = "select_blocks"
+    require_choice(call, "method", method, SCORES)
+    TopK(score=method, n=num_selected, block=block_size, initial=num_initial, local=num_local)
+    require_tensor(call, "q", q, "B T H Dk")
+    require_tensor(call, "k", k, "B S Hkv Dk")
+    require_alike(call, q=q, k=k)
+    require_heads(call, q, k=k)
+    require_key_dim(call, q, k)
+    factor = checked_scale(call, scale, q)
+    if method == "compressed":
+        for name, value in (("kernel", kernel), ("stride", stride)):
+            require_size(call, name, value)
+        assert kernel is not None and stride is not None
+        require_score_windows(call, kernel, stride, block_size, ("kernel", "stride", "block_size"))
+        start = 0 if q_start is None else q_start
+    else:
+        kernel = stride = None
+        start = checked_start(call, q_start, q, k.shape[1])
+    q, k = q.detach(), k.detach()
+    if use_compiled(call, impl, q):
+        sizes = (block_size, num_selected, num_initial, num_local, kernel or 0, stride or 0)
+        indices: Tensor = _ops.select_blocks(q, k, method, *sizes, factor, start)
+        return indices
+    return reference.select_blocks(
+        q,
+        k,
+        method=method,
+        block_size=block_size,
+        num_selected=num_selected,
+        num_initial=num_initial,
+        num_local=num_local,
+        kernel=kernel,
+        stride=stride,
+        scale=factor,
+        q_start=start,
+    )
+
+
+def selected_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_indices: Tensor,
+    *,
+    block_size: int,
+    causal: bool = True,
+    scale: float | None = None,
+    q_start: int | None = None,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Return out `[B, T, H, Dv]` and lse `[B, T, H]` over the tokens `<= t` of the listed blocks (paper eq. 11).
+
+    `block_indices` is an integer tensor `[B, T, Hkv, n]` in any order: -1 and blocks that start after `t` add
+    nothing, a duplicate counts once. With `causal=False` all tokens of the listed blocks count. Raises `InputError`,
+    also for an index outside `-1 .. blocks-1`.
+    """
+    call = "selected_attention"
+    require_attention(call, q, k, v)
+    require_size(call, "block_size", block_size)
+    lead = [q.shape[0], q.shape[1], k.shape[2]]
+    if block_indices.dim() != 4 or list(block_indices.shape[:3]) != lead or block_indices.shape[3] == 0:
+        raise InputError(f"{call}: block_indices has shape {list(block_indices.shape)}; give {[*lead, 'n >= 1']}")
+    if block_indices.dtype not in (torch.int32, torch.int64):
+        raise InputError(f"{call}: block_indices has dtype {block_indices.dtype}; give torch.int32 or torch.int64")
+    if block_indices.device != q.device:
+        raise InputError(f"{call}: block_indices is on {block_indices.device} and q on {q.device}; move one with .to()")
+    factor = checked_scale(call, scale, q)
+    start = checked_start(call, q_start, q, k.shape[1]) if causal else (q_start or 0)
+    if use_compiled(call, impl, q):
+        out, lse = _ops.gather_attention(q, k, v, block_indices, block_size, causal, start, factor)
+        return out, lse
+    return reference.gather_attention(
+        q, k, v, block_indices, block_size=block_size, causal=causal, scale=factor, q_start=start
+    )
+
+
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window_size: int,
+    scale: float | None = None,
+    q_start: int | None = None,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Return out `[B, T, H, Dv]` and lse `[B, T, H]` over the last `window_size` tokens, `t` included.
+
+    Raises `InputError` and `SpecError`.
+    """
+    require_attention("window_attention", q, k, v)
+    start = checked_start("window_attention", q_start, q, k.shape[1])
+    return _stream("window_attention", q, k, v, window(window_size), scale=scale, q_start=start, impl=impl)
+
+
+def nsa_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Tensor,
+    spec: NSASpec,
+    *,
+    k_cmp: Tensor | None = None,
+    v_cmp: Tensor | None = None,
+    k_win: Tensor | None = None,
+    v_win: Tensor | None = None,
+    q_start: int | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Return `g_c*O_c + g_s*O_s + g_w*O_w`, `[B, T, H, Dv]` (paper eq. 5).
+
+    `k_cmp`, `v_cmp` are compressed tokens `[B, N, Hkv, D]`, needed unless `spec.compression` is `"mean"`; `k_win`,
+    `v_win` are the window path's tokens, by default k and v. `gates` is `[3]` or `[B, T, H, 3]`, already through
+    softmax or sigmoid, in the order compressed, selected, window. Raises `InputError`.
+    """
+    call = "nsa_attention"
+    require_attention(call, q, k, v)
+    _require_spec(call, q, k, v, spec)
+    for one, other, names in ((k_cmp, v_cmp, ("k_cmp", "v_cmp")), (k_win, v_win, ("k_win", "v_win"))):
+        if (one is None) != (other is None):
+            raise InputError(f"{call}: only one of {names[0]} and {names[1]} is given; give both or neither")
+    if k_cmp is None or v_cmp is None:
+        if spec.compression != "mean":
+            raise InputError(
+                f"{call}: spec.compression = {spec.compression!r} has weights; pass k_cmp and v_cmp, made by compress(), "
+                f"or use a spec with compression='mean'"
+            )
+        k_cmp = compress(k, kernel=spec.kernel, stride=spec.stride, impl=impl)
+        v_cmp = compress(v, kernel=spec.kernel, stride=spec.stride, impl=impl)
+    if k_win is None or v_win is None:
+        k_win, v_win = k, v
+    kv = {"compressed": (k_cmp, v_cmp), "selected": (k, v), "window": (k_win, v_win)}
+    return attention(spec.program(), q, kv, gates, q_start=q_start, impl=impl)
+
+
+def attention(
+    program: Program,
+    q: Tensor,
+    kv: Mapping[str, tuple[Tensor, Tensor]],
+    gates: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    q_start: int | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Return what any `program` computes, `[B, T, H, Dv]`.
+
+    `kv[path.name]` holds a path's keys and values: tokens, or compressed tokens where its keys go through phi.
+    `gates`, for a program that combines, is `[P]` or `[B, T, H, P]` in the order of its paths. Raises `InputError`.
+    """
+    call = f"attention({program.name})"
+    missing = [p.name for p in program.paths if p.name not in kv]
+    if missing:
+        raise InputError(f"{call}: kv has no entry for {missing}; give keys and values for each path")
+    tokens = [kv[p.name][0].shape[1] for p in program.paths if not isinstance(p.keys, Phi)]
+    start = checked_start(call, q_start, q, min(tokens)) if tokens else (q_start or 0)
+    outs = [_path(program, p, q, kv, scale=scale, q_start=start, impl=impl) for p in program.paths]
+    if program.combine == "none":
+        if gates is not None:
+            raise InputError(f"{call}: gates are given, but the program has one path; leave them out")
+        return outs[0]
+    if gates is None:
+        raise InputError(f"{call}: no gates are given; give [{len(outs)}] or [B, T, H, {len(outs)}]")
+    return combine(outs, gates, impl=impl)
+
+
+def combine(outs: list[Tensor], gates: Tensor, *, impl: str = "auto") -> Tensor:
+    """Return `sum_p gates[..., p] * outs[p]` for outs `[B, T, H, Dv]` and gates `[P]` or `[B, T, H, P]`.
+
+    Raises `InputError`.
+    """
+    lead, paths = outs[0].shape, len(outs)
+    if not 1 <= paths <= MAX_PATHS:
+        raise InputError(f"combine: {paths} outputs are given; 1 to {MAX_PATHS} are combined")
+    if any(o.shape != lead or o.dtype != outs[0].dtype for o in outs):
+        raise InputError(f"combine: outputs differ: {[(list(o.shape), o.dtype) for o in outs]}; they must be alike")
+    if list(gates.shape) not in ([paths], [*lead[:3], paths]):
+        raise InputError(
+            f"combine: gates have shape {list(gates.shape)}; give [{paths}] or {[*lead[:3], paths]}, one gate per path"
+        )
+    if not gates.is_floating_point() or gates.device != outs[0].device:
+        raise InputError(f"combine: gates are {gates.dtype} on {gates.device}; give floating gates on {outs[0].device}")
+    if use_compiled("combine", impl, outs[0]):
+        out: Tensor = _ops.combine(outs, gates)
+        return out
+    return reference.combine(outs, gates)
+
+
+MAX_PATHS = 4
+
+
+def _stream(
+    call: str, q: Tensor, k: Tensor, v: Tensor, visible: RangeSet, *, scale: float | None, q_start: int, impl: str
+) -> tuple[Tensor, Tensor]:
+    factor = checked_scale(call, scale, q)
+    if q_start < 0:
+        raise InputError(f"{call}: q_start = {q_start} is not allowed; give the first query's position, >= 0")
+    if use_compiled(call, impl, q):
+        out, lse = _ops.stream_attention(q, k, v, dispatch.visible_text(visible), q_start, factor)
+        return out, lse
+    return reference.stream_attention(q, k, v, visible, q_start=q_start, scale=factor)
+
+
+def _path(
+    program: Program,
+    path: Path,
+    q: Tensor,
+    kv: Mapping[str, tuple[Tensor, Tensor]],
+    *,
+    scale: float | None,
+    q_start: int,
+    impl: str,
+) -> Tensor:
+    (k, v), call = kv[path.name], f"attention({program.name}.{path.name})"
+    require_attention(call, q, k, v)
+    if isinstance(path.visible, RangeSet):
+        if not path.pool_queries:
+            return _stream(call, q, k, v, path.visible, scale=scale, q_start=q_start, impl=impl)[0]
+        assert isinstance(path.keys, Phi)
+        pooled = compress(q, kernel=path.keys.kernel, stride=path.keys.stride, impl=impl)
+        rows = _stream(call, pooled, k, v, path.visible, scale=scale, q_start=0, impl=impl)[0]
+        spread = rows.repeat_interleave(path.keys.stride, dim=1)
+        return torch.nn.functional.pad(spread, (0, 0, 0, 0, 0, q.shape[1] - spread.shape[1]))
+    visible, phi = path.visible, program.source_of(path.visible)
+    indices = select_blocks(
+        q,
+        k if phi is None else kv[visible.source][0],
+        method=visible.score,
+        block_size=visible.block,
+        num_selected=visible.n,
+        num_initial=visible.initial,
+        num_local=visible.local,
+        kernel=None if phi is None else phi.kernel,
+        stride=None if phi is None else phi.stride,
+        scale=scale,
+        q_start=q_start,
+        impl=impl,
+    )
+    return selected_attention(
+        q, k, v, indices, block_size=visible.block, causal=visible.causal, scale=scale, q_start=q_start, impl=impl
+    )[0]
+
+
+def _require_spec(call: str, q: Tensor, k: Tensor, v: Tensor, spec: NSASpec) -> None:
+    found = {"num_heads": q.shape[2], "num_kv_heads": k.shape[2], "head_dim": q.shape[3], "value_dim": v.shape[3]}
+    for name, value in found.items():
+        if value != getattr(spec, name):
+            raise InputError(
+                f"{call}: the tensors have {name} = {value} and the spec {getattr(spec, name)}; "
+                f"use spec.replace({name}={value}), or tensors of the spec's shape"
+            )

@@ -1,0 +1,110 @@
+"""What an op declares, once, for everyone who iterates over ops: build, dispatch, tests, benchmarks, docs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..desc import KernelDesc
+
+Values = dict[str, Any]  # tensors and numbers by argument name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """The run-time sizes of a problem; `q_start` is the position of the first query."""
+
+    batch: int = 1
+    tokens: int = 64
+    keys: int = 64
+    kv_heads: int = 1
+    q_start: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Operations (multiplications and additions) and compulsory bytes of one call."""
+
+    operations: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """One call of a kernel: independent tasks, the values of its entry's arguments, and what it returns."""
+
+    tasks: int
+    values: Values
+    outputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpDef:
+    """One op.
+
+    `inputs` and `outputs` name tensors and their axes, spelled with the letters of `AXES`. `samples` are descs
+    that tests and benchmarks use, `make_inputs(desc, sizes, generator)` draws arguments for one, `reference(desc,
+    **arguments)` is its meaning, `prepare(desc, schedule, workers, **arguments)` allocates and lays out one launch,
+    and `work(desc, sizes)` counts. `backward_descs(desc)` names the kernels of the backward, in the order in which they
+    run; `prepare_backward` lays out one launch of such a desc.
+    """
+
+    name: str
+    summary: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    samples: tuple[KernelDesc, ...]
+    make_inputs: Callable[[KernelDesc, Sizes, torch.Generator], Values]
+    reference: Callable[..., tuple[Tensor, ...]]
+    prepare: Callable[..., Launch]
+    work: Callable[[KernelDesc, Sizes], Work]
+    backward_descs: Callable[[KernelDesc], tuple[KernelDesc, ...]] = lambda desc: ()
+    prepare_backward: Callable[..., Launch] | None = None
+
+
+AXES = {
+    "B": "batch",
+    "T": "queries",
+    "S": "keys",
+    "N": "compressed tokens",
+    "H": "query heads",
+    "Hkv": "key/value heads",
+    "Dk": "key dim",
+    "Dv": "value dim",
+    "D": "channels",
+    "n": "selected blocks",
+    "M": "blocks",
+    "P": "paths",
+    "R": "rows",
+}
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Return the torch dtype called `name`."""
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def draw(generator: torch.Generator, dtype: str, *shape: int) -> Tensor:
+    """Return standard normal numbers of `dtype`."""
+    return torch.randn(shape, generator=generator, dtype=torch.float32).to(torch_dtype(dtype))
+
+
+def element_bytes(dtype: str) -> int:
+    """Return the bytes of one element of `dtype`."""
+    return torch_dtype(dtype).itemsize
+
+
+def scratch(*shape: int) -> Tensor:
+    """Return uninitialised float32 working memory."""
+    return torch.empty(shape, dtype=torch.float32)
+
+
+def backward_part(desc: KernelDesc, part: str, **dims: int | str) -> KernelDesc:
+    """Return the backward desc `part` of a forward desc; `dims` replace its own where given."""
+    kept: dict[str, int | str] = dims or dict(desc.dims)
+    return KernelDesc.of(desc.op, desc.dtype, direction="bwd", visible=desc.visible, part=part, **kept)

@@ -1,0 +1,88 @@
+"""`combine`: the gated sum of the paths' outputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..desc import KernelDesc
+from ..schedule import Schedule
+from ..tiling import ceil_div
+from .base import Launch, OpDef, Sizes, Values, Work, draw, element_bytes, scratch
+
+ROWS_PER_TASK = 256
+
+
+def make_inputs(desc: KernelDesc, sizes: Sizes, generator: torch.Generator) -> Values:
+    """Return random path outputs and gates between 0 and 1."""
+    paths = desc.size("paths")
+    lead = (sizes.batch, sizes.tokens, sizes.kv_heads)
+    outs = [draw(generator, desc.dtype, *lead, desc.size("dv")) for _ in range(paths)]
+    shape = (paths,) if desc.word("gates") == "scalar" else (*lead, paths)
+    return {"outs": outs, "gates": draw(generator, desc.dtype, *shape).sigmoid()}
+
+
+def run_reference(desc: KernelDesc, *, outs: list[Tensor], gates: Tensor) -> tuple[Tensor]:
+    """Return the sum by the eager definition."""
+    return (reference.combine(outs, gates),)
+
+
+def prepare(desc: KernelDesc, schedule: Schedule, workers: int, *, outs: list[Tensor], gates: Tensor) -> Launch:
+    """Return the launch: one task per run of rows (batch, token, head)."""
+    out = torch.empty_like(outs[0])
+    rows = out.numel() // out.shape[-1]
+    gates = gates.float() if desc.word("gates") == "scalar" else gates.to(out.dtype)
+    values: Values = {f"o{p}": o for p, o in enumerate(outs)}
+    values.update(gates=gates.contiguous(), out=out, rows=rows, rows_per_task=ROWS_PER_TASK)
+    return Launch(tasks=ceil_div(rows, ROWS_PER_TASK), values=values, outputs=(out,))
+
+
+def backward_descs(desc: KernelDesc) -> tuple[KernelDesc, ...]:
+    """Return the one kernel of the backward."""
+    return (KernelDesc.of("combine", desc.dtype, direction="bwd", **dict(desc.dims)),)
+
+
+def prepare_backward(
+    desc: KernelDesc, schedule: Schedule, workers: int, *, outs: list[Tensor], gates: Tensor, dout: Tensor
+) -> Launch:
+    """Return the launch: gradients of the outputs, then float32 gradients of the gates, [rows or tasks, paths]."""
+    rows, paths, shared = dout.numel() // dout.shape[-1], len(outs), desc.word("gates") == "scalar"
+    tasks = ceil_div(rows, ROWS_PER_TASK)
+    gates = gates.float() if shared else gates.to(dout.dtype)
+    grads, grad_gates = [torch.empty_like(o) for o in outs], scratch(tasks if shared else rows, paths)
+    values: Values = {f"o{p}": o for p, o in enumerate(outs)}
+    values.update({f"d{p}": d for p, d in enumerate(grads)})
+    values.update(gates=gates.contiguous(), dout=dout, grad_gates=grad_gates, rows=rows, tasks=tasks)
+    values["rows_per_task"] = ROWS_PER_TASK
+    return Launch(tasks=tasks, values=values, outputs=(*grads, grad_gates))
+
+
+def work(desc: KernelDesc, sizes: Sizes) -> Work:
+    """Return a multiply-add per input element, and all operands once."""
+    elements = sizes.batch * sizes.tokens * sizes.kv_heads * desc.size("dv")
+    paths = desc.size("paths")
+    return Work(operations=2 * paths * elements, bytes=(paths + 1) * elements * element_bytes(desc.dtype))
+
+
+COMBINE = OpDef(
+    name="combine",
+    summary="sum over paths of gate times output",
+    inputs={"outs": "P x B T H Dv", "gates": "P | B T H P"},
+    outputs={"out": "B T H Dv"},
+    samples=tuple(
+        KernelDesc.of("combine", dtype, paths=paths, dv=dv, gates=gates)
+        for dtype, paths, dv, gates in (
+            ("float32", 3, 32, "scalar"),
+            ("float32", 2, 80, "sigmoid"),
+            ("bfloat16", 3, 64, "sigmoid"),
+            ("float16", 4, 8, "scalar"),
+        )
+    ),
+    make_inputs=make_inputs,
+    reference=run_reference,
+    prepare=prepare,
+    work=work,
+    backward_descs=backward_descs,
+    prepare_backward=prepare_backward,
+)

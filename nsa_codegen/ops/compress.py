@@ -1,0 +1,134 @@
+"""`compress`: compressed tokens, phi over strided windows of keys or values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..desc import KernelDesc
+from ..program import Phi
+from ..schedule import Schedule
+from ..tiling import ceil_div
+from .base import Launch, OpDef, Sizes, Values, Work, backward_part, draw, element_bytes, scratch, torch_dtype
+
+MLP_EXPANSION = 2  # hidden units of the mlp per channel
+
+
+def _phi(desc: KernelDesc) -> Phi:
+    return Phi(method=desc.word("method"), kernel=desc.size("kernel"), stride=desc.size("stride"))
+
+
+def make_inputs(desc: KernelDesc, sizes: Sizes, generator: torch.Generator) -> Values:
+    """Return random x and the method's weights, in x's dtype."""
+    dim, kernel = desc.size("dim"), desc.size("kernel")
+    values: Values = {"x": draw(generator, desc.dtype, sizes.batch, sizes.keys, sizes.kv_heads, dim)}
+    if desc.word("method") == "conv":
+        values["weight"] = draw(generator, desc.dtype, kernel, sizes.kv_heads, dim)
+        values["bias"] = draw(generator, desc.dtype, sizes.kv_heads, dim)
+    elif desc.word("method") == "mlp":
+        hidden = desc.size("hidden")
+        values["position"] = draw(generator, desc.dtype, kernel, dim)
+        values["w1"] = draw(generator, desc.dtype, hidden, kernel * dim) / (kernel * dim) ** 0.5
+        values["b1"] = draw(generator, desc.dtype, hidden)
+        values["w2"] = draw(generator, desc.dtype, dim, hidden) / hidden**0.5
+        values["b2"] = draw(generator, desc.dtype, dim)
+    return values
+
+
+def run_reference(desc: KernelDesc, *, x: Tensor, **weights: Tensor) -> tuple[Tensor]:
+    """Return the compressed tokens by the eager definition, in the dtype that `desc` writes."""
+    method, phi = desc.word("method"), _phi(desc)
+    given: dict[str, Any] = {}
+    if method == "conv":
+        given = {"weight": weights["weight"], "bias": weights["bias"]}
+    elif method == "mlp":
+        given = {
+            "weight": (weights["position"], weights["w1"], weights["w2"]),
+            "bias": (weights["b1"], weights["b2"]),
+        }
+    if method == "mean" and desc.word("out") != desc.dtype and x.dtype != torch.float64:
+        x = x.to(torch_dtype(desc.word("out")))
+    return (reference.compress(x, kernel=phi.kernel, stride=phi.stride, method=method, **given),)
+
+
+def prepare(desc: KernelDesc, schedule: Schedule, workers: int, *, x: Tensor, **weights: Tensor) -> Launch:
+    """Return the launch: one task per window, or for the mlp per tile of windows and head; weights as float32."""
+    batch, keys, kv_heads, dim = x.shape
+    windows = _phi(desc).length(keys)
+    dtype = torch_dtype(desc.word("out")) if desc.word("method") == "mean" else x.dtype
+    out = torch.empty((batch, windows, kv_heads, dim), dtype=dtype)
+    values: Values = {"x": x, "out": out, "batch": batch, "keys": keys, "kv_heads": kv_heads, "windows": windows}
+    values.update({name: w.float().contiguous() for name, w in weights.items()})
+    tasks = batch * windows
+    if desc.word("method") == "mlp":
+        tasks = batch * kv_heads * ceil_div(windows, schedule.query_lanes)
+    return Launch(tasks=tasks, values=values, outputs=(out,))
+
+
+def backward_descs(desc: KernelDesc) -> tuple[KernelDesc, ...]:
+    """Return the parts of the backward: to the tokens, and to a convolution's weights; none for the mlp."""
+    if desc.word("method") == "mlp":
+        return ()
+    dims = {name: value for name, value in desc.dims if name != "out"}
+    tokens = backward_part(desc, "tokens", **dims)
+    return (tokens,) if desc.word("method") == "mean" else (tokens, backward_part(desc, "weights", **dims))
+
+
+def prepare_backward(
+    desc: KernelDesc, schedule: Schedule, workers: int, *, x: Tensor, dout: Tensor, weight: Tensor | None = None
+) -> Launch:
+    """Return the launch of one part: `tokens` gives dx, one task per token; `weights` gives float32 dweight, dbias."""
+    batch, keys, kv_heads, dim = x.shape
+    values: Values = {"x": x, "dout": dout, "batch": batch, "keys": keys, "kv_heads": kv_heads}
+    values["windows"] = dout.shape[1]
+    if desc.word("part") == "tokens":
+        grad_x = torch.empty_like(x)
+        values.update(dx=grad_x, weight=None if weight is None else weight.float().contiguous())
+        return Launch(tasks=batch * keys, values=values, outputs=(grad_x,))
+    grads = scratch(desc.size("kernel"), kv_heads, dim), scratch(kv_heads, dim)
+    values.update(grad_weight=grads[0], grad_bias=grads[1])
+    return Launch(tasks=desc.size("kernel") * kv_heads, values=values, outputs=grads)
+
+
+def work(desc: KernelDesc, sizes: Sizes) -> Work:
+    """Return an addition (mean) or a multiply-add (conv) per input, or the mlp's two products; x and out once."""
+    dim, windows = desc.size("dim"), _phi(desc).length(sizes.keys)
+    per_window = {"mean": desc.size("kernel") * dim, "conv": 2 * desc.size("kernel") * dim}.get(desc.word("method"))
+    if per_window is None:
+        per_window = 2 * desc.size("hidden") * dim * (desc.size("kernel") + 1)
+    rows = sizes.batch * sizes.kv_heads
+    moved = (sizes.keys + windows) * dim * element_bytes(desc.dtype)
+    return Work(operations=rows * windows * per_window, bytes=rows * moved)
+
+
+def compress_desc(method: str, dtype: str, *, kernel: int, stride: int, dim: int, out: str | None = None) -> KernelDesc:
+    """Return the desc of phi `method` over channels `dim`; a mean may be written as another dtype, `out`."""
+    if method == "mean":
+        return KernelDesc.of("compress", dtype, method=method, kernel=kernel, stride=stride, dim=dim, out=out or dtype)
+    if method == "conv":
+        return KernelDesc.of("compress", dtype, method=method, kernel=kernel, stride=stride, dim=dim)
+    hidden = MLP_EXPANSION * dim
+    return KernelDesc.of("compress", dtype, method=method, kernel=kernel, stride=stride, dim=dim, hidden=hidden)
+
+
+COMPRESS = OpDef(
+    name="compress",
+    summary="compressed tokens: mean, depthwise strided convolution, or mlp with intra-block position encoding",
+    inputs={"x": "B S Hkv D"},
+    outputs={"out": "B N Hkv D"},
+    samples=tuple(
+        compress_desc(method, dtype, kernel=kernel, stride=stride, dim=dim)
+        for method in ("mean", "conv", "mlp")
+        for dtype, kernel, stride, dim in (("float32", 4, 4, 32), ("bfloat16", 8, 4, 80), ("float16", 6, 3, 8))
+    )
+    + (compress_desc("mean", "bfloat16", kernel=16, stride=16, dim=64, out="float32"),),
+    make_inputs=make_inputs,
+    reference=run_reference,
+    prepare=prepare,
+    work=work,
+    backward_descs=backward_descs,
+    prepare_backward=prepare_backward,
+)

@@ -1,0 +1,180 @@
+"""`gather_attention`: softmax attention over the tokens of each query's list of blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..desc import KernelDesc
+from ..schedule import Schedule
+from ..tiling import QUERIES_PER_TASK, ceil_div
+from .base import Launch, OpDef, Sizes, Values, Work, backward_part, draw, element_bytes
+from .pack_blocks import run_reference as pack
+
+
+def make_inputs(desc: KernelDesc, sizes: Sizes, generator: torch.Generator) -> Values:
+    """Return random q, k, v and lists with -1, duplicates and blocks beyond the query among them."""
+    group, dk, dv, block = desc.size("group"), desc.size("dk"), desc.size("dv"), desc.size("block")
+    blocks = ceil_div(sizes.keys, block)
+    shape = (sizes.batch, sizes.tokens, sizes.kv_heads, desc.size("n"))
+    return {
+        "q": draw(generator, desc.dtype, sizes.batch, sizes.tokens, sizes.kv_heads * group, dk),
+        "k": draw(generator, desc.dtype, sizes.batch, sizes.keys, sizes.kv_heads, dk),
+        "v": draw(generator, desc.dtype, sizes.batch, sizes.keys, sizes.kv_heads, dv),
+        "block_indices": torch.randint(-1, blocks, shape, generator=generator, dtype=torch.int32),
+        "q_start": sizes.q_start,
+        "scale": dk**-0.5,
+    }
+
+
+def run_reference(
+    desc: KernelDesc, *, q: Tensor, k: Tensor, v: Tensor, block_indices: Tensor, q_start: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Return out and lse by the eager definition."""
+    return reference.gather_attention(
+        q,
+        k,
+        v,
+        block_indices,
+        block_size=desc.size("block"),
+        causal=desc.word("reach") == "causal",
+        q_start=q_start,
+        scale=scale,
+    )
+
+
+def pack_descs(desc: KernelDesc) -> tuple[KernelDesc, KernelDesc]:
+    """Return the descs that pack the keys and the values of `desc`."""
+    keys = KernelDesc.of("pack_blocks", desc.dtype, block=desc.size("block"), dim=desc.size("dk"), layout="columns")
+    values = KernelDesc.of("pack_blocks", desc.dtype, block=desc.size("block"), dim=desc.size("dv"), layout="rows")
+    return keys, values
+
+
+def prepare(
+    desc: KernelDesc,
+    schedule: Schedule,
+    workers: int,
+    *,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_indices: Tensor,
+    q_start: int,
+    scale: float,
+    packed: tuple[Tensor, Tensor] | None = None,
+) -> Launch:
+    """Return the launch: one task per run of queries; `packed` holds what the descs of `pack_descs` made of k and v.
+
+    A desc whose source is packed and that gets no `packed` packs by the eager definition, for tests.
+    """
+    batch, tokens, heads, _ = q.shape
+    keys, kv_heads = k.shape[1], k.shape[2]
+    out = q.new_empty((batch, tokens, heads, v.shape[3]))
+    lse = torch.empty((batch, tokens, heads), dtype=torch.float32)
+    if desc.word("source") == "packed":
+        if packed is None:
+            by_keys, by_values = pack_descs(desc)
+            packed = (pack(by_keys, x=k)[0], pack(by_values, x=v)[0])
+        k, v = packed
+    values: dict[str, Any] = {"q": q, "k": k, "v": v, "block_indices": block_indices, "out": out, "lse": lse}
+    values.update(batch=batch, tokens=tokens, keys=keys, length=keys, kv_heads=kv_heads, q_start=q_start, scale=scale)
+    values["blocks"] = ceil_div(keys, desc.size("block"))
+    return Launch(tasks=batch * kv_heads * ceil_div(tokens, QUERIES_PER_TASK), values=values, outputs=(out, lse))
+
+
+def backward_descs(desc: KernelDesc) -> tuple[KernelDesc, ...]:
+    """Return the two parts of the backward, over queries, then over blocks; both read packed blocks."""
+    dims = {name: value for name, value in desc.dims if name != "source"}
+    return backward_part(desc, "queries", **dims), backward_part(
+        desc, "keys", **{name: value for name, value in dims.items() if name != "n"}
+    )
+
+
+def backward_pack_descs(desc: KernelDesc) -> dict[str, KernelDesc]:
+    """Return the descs that pack for the backward of `desc`: keys both ways, values by columns."""
+    block, dk, dv = desc.size("block"), desc.size("dk"), desc.size("dv")
+    wanted = {"k_columns": ("columns", dk), "k_rows": ("rows", dk), "v_columns": ("columns", dv)}
+    return {
+        name: KernelDesc.of("pack_blocks", desc.dtype, block=block, dim=dim, layout=layout)
+        for name, (layout, dim) in wanted.items()
+    }
+
+
+def inverse_index(
+    block_indices: Tensor, *, block: int, blocks: int, q_start: int, causal: bool
+) -> tuple[Tensor, Tensor]:
+    """Return for each block the queries that list it: `starts` int64 [B, Hkv, blocks, 2] (begin and end in `listing`)
+    and `listing` int32, ascending per block. Lists `[B, T, Hkv, n]` may hold anything; what adds nothing is left out.
+    """
+    batch, tokens, kv_heads, n = block_indices.shape
+    lists = block_indices.transpose(1, 2).sort(dim=-1).values.long()
+    position = torch.arange(q_start, q_start + tokens)[:, None]
+    valid = (lists >= 0) & (lists < blocks)
+    if causal:
+        valid &= lists * block <= position
+    valid[..., 1:] &= lists[..., 1:] != lists[..., :-1]
+    row = torch.arange(batch * kv_heads).view(batch, kv_heads, 1, 1) * blocks
+    key = torch.where(valid, lists + row, batch * kv_heads * blocks).flatten()
+    order = torch.argsort(key, stable=True)
+    counts = torch.bincount(key, minlength=batch * kv_heads * blocks + 1)[:-1]
+    ends = counts.cumsum(0)
+    starts = torch.stack([ends - counts, ends], dim=-1).view(batch, kv_heads, blocks, 2)
+    total = int(ends[-1]) if len(ends) else 0
+    listing = (order[:total] // n % tokens).to(torch.int32)
+    return starts, listing
+
+
+def prepare_backward(
+    desc: KernelDesc, schedule: Schedule, workers: int, *, q: Tensor, k: Tensor, v: Tensor, **rest: Any
+) -> Launch:
+    """Return the launch of one part: `queries` gives dq and delta from packed blocks, lists, out, lse, dout and dlse;
+    `keys`, from packed blocks, the inverse index, lse, delta and dout, gives dk and dv.
+    """
+    batch, tokens, heads, _ = q.shape
+    keys, kv_heads, blocks = k.shape[1], k.shape[2], ceil_div(k.shape[1], desc.size("block"))
+    values: Values = {"q": q, **rest, "batch": batch, "tokens": tokens, "keys": keys, "length": keys}
+    values.update(kv_heads=kv_heads, blocks=blocks)
+    if desc.word("part") == "queries":
+        grad_q, delta = torch.empty_like(q), torch.empty((batch, tokens, heads), dtype=torch.float32)
+        values.update(dq=grad_q, delta=delta)
+        tasks = batch * kv_heads * ceil_div(tokens, QUERIES_PER_TASK)
+        return Launch(tasks=tasks, values=values, outputs=(grad_q, delta))
+    grad_k, grad_v = torch.empty_like(k), torch.empty_like(v)
+    values.update(grad_k=grad_k, grad_v=grad_v, entries=values["listing"].numel())
+    return Launch(tasks=batch * kv_heads * blocks, values=values, outputs=(grad_k, grad_v))
+
+
+def work(desc: KernelDesc, sizes: Sizes) -> Work:
+    """Return the two products' operations with every slot filled, and all operands once."""
+    group, dk, dv = desc.size("group"), desc.size("dk"), desc.size("dv")
+    chosen, rows = desc.size("n") * desc.size("block"), sizes.batch * sizes.kv_heads
+    pairs = sum(min(chosen, sizes.q_start + i + 1) for i in range(sizes.tokens))
+    moved = (sizes.tokens * group + sizes.keys) * (dk + dv) * element_bytes(desc.dtype)
+    listed = sizes.tokens * (4 * desc.size("n") + 4 * group)
+    return Work(operations=2 * rows * group * pairs * (dk + dv), bytes=rows * (moved + listed))
+
+
+GATHER_ATTENTION = OpDef(
+    name="gather_attention",
+    summary="softmax attention over listed key blocks, shared by the heads of a group; with log-sum-exp",
+    inputs={"q": "B T H Dk", "k": "B S Hkv Dk", "v": "B S Hkv Dv", "block_indices": "B T Hkv n"},
+    outputs={"out": "B T H Dv", "lse": "B T H"},
+    samples=tuple(
+        KernelDesc.of("gather_attention", dtype, reach=reach, source=source, group=g, dk=dk, dv=dv, block=block, n=n)
+        for source in ("packed", "plain")
+        for reach, dtype, g, dk, dv, block, n in (
+            ("causal", "float32", 1, 32, 32, 16, 4),
+            ("causal", "bfloat16", 3, 80, 64, 5, 7),
+            ("all", "float16", 16, 8, 128, 64, 2),
+        )
+    ),
+    make_inputs=make_inputs,
+    reference=run_reference,
+    prepare=prepare,
+    work=work,
+    backward_descs=backward_descs,
+    prepare_backward=prepare_backward,
+)

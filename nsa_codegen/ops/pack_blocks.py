@@ -1,0 +1,68 @@
+"""`pack_blocks`: keys or values laid out by block as float32, for the gathered attention."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..desc import KernelDesc
+from ..schedule import Schedule
+from ..tiling import ceil_div, padded
+from .base import Launch, OpDef, Sizes, Values, Work, draw, element_bytes
+
+
+def packed_shape(desc: KernelDesc) -> tuple[int, int]:
+    """Return the last two dimensions of the packed blocks: [dim, padded block] or [block, padded dim]."""
+    block, dim = desc.size("block"), desc.size("dim")
+    return (dim, padded(block)) if desc.word("layout") == "columns" else (block, padded(dim))
+
+
+def make_inputs(desc: KernelDesc, sizes: Sizes, generator: torch.Generator) -> Values:
+    """Return random x."""
+    return {"x": draw(generator, desc.dtype, sizes.batch, sizes.keys, sizes.kv_heads, desc.size("dim"))}
+
+
+def run_reference(desc: KernelDesc, *, x: Tensor) -> tuple[Tensor]:
+    """Return the packed blocks by padding, reshaping and transposing."""
+    block, dim = desc.size("block"), desc.size("dim")
+    blocks = ceil_div(x.shape[1], block)
+    wide = x if x.dtype == torch.float64 else x.float()
+    wide = torch.nn.functional.pad(wide, (0, 0, 0, 0, 0, blocks * block - x.shape[1]))
+    wide = wide.reshape(x.shape[0], blocks, block, x.shape[2], dim).permute(0, 3, 1, 2, 4)
+    if desc.word("layout") == "columns":
+        wide = wide.transpose(-1, -2)
+    return (torch.nn.functional.pad(wide, (0, packed_shape(desc)[1] - wide.shape[-1])).contiguous(),)
+
+
+def prepare(desc: KernelDesc, schedule: Schedule, workers: int, *, x: Tensor) -> Launch:
+    """Return the launch: one task per block, key/value head and batch row."""
+    batch, keys, kv_heads, _ = x.shape
+    blocks = ceil_div(keys, desc.size("block"))
+    packed = torch.empty((batch, kv_heads, blocks, *packed_shape(desc)), dtype=torch.float32)
+    values: Values = {"x": x, "packed": packed, "batch": batch, "keys": keys, "kv_heads": kv_heads, "blocks": blocks}
+    return Launch(tasks=batch * kv_heads * blocks, values=values, outputs=(packed,))
+
+
+def work(desc: KernelDesc, sizes: Sizes) -> Work:
+    """Return no operations, and x and the packed blocks once."""
+    rows, columns = packed_shape(desc)
+    read = sizes.keys * desc.size("dim") * element_bytes(desc.dtype)
+    written = ceil_div(sizes.keys, desc.size("block")) * rows * columns * 4
+    return Work(operations=0, bytes=sizes.batch * sizes.kv_heads * (read + written))
+
+
+PACK_BLOCKS = OpDef(
+    name="pack_blocks",
+    summary="keys (transposed) or values by block, as float32, zero-padded",
+    inputs={"x": "B S Hkv D"},
+    outputs={"packed": "B Hkv M ..."},
+    samples=tuple(
+        KernelDesc.of("pack_blocks", dtype, block=block, dim=dim, layout=layout)
+        for layout in ("columns", "rows")
+        for dtype, block, dim in (("float32", 16, 32), ("bfloat16", 5, 80), ("float16", 64, 8))
+    ),
+    make_inputs=make_inputs,
+    reference=run_reference,
+    prepare=prepare,
+    work=work,
+)

@@ -1,0 +1,118 @@
+"""`stream_attention`: softmax attention over the ranges of an index set, keys streamed tile by tile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..desc import KernelDesc
+from ..index_sets import causal, complete, everything, first, window
+from ..schedule import Schedule
+from ..tiling import RowTile, ceil_div
+from .base import Launch, OpDef, Sizes, Values, Work, backward_part, draw, element_bytes
+
+
+def make_inputs(desc: KernelDesc, sizes: Sizes, generator: torch.Generator) -> Values:
+    """Return random q, k, v and the scalars of a call."""
+    group, dk, dv = desc.size("group"), desc.size("dk"), desc.size("dv")
+    return {
+        "q": draw(generator, desc.dtype, sizes.batch, sizes.tokens, sizes.kv_heads * group, dk),
+        "k": draw(generator, desc.dtype, sizes.batch, sizes.keys, sizes.kv_heads, dk),
+        "v": draw(generator, desc.dtype, sizes.batch, sizes.keys, sizes.kv_heads, dv),
+        "q_start": sizes.q_start,
+        "scale": dk**-0.5,
+    }
+
+
+def run_reference(
+    desc: KernelDesc, *, q: Tensor, k: Tensor, v: Tensor, q_start: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Return out and lse by the eager definition."""
+    return reference.stream_attention(q, k, v, desc.streamed, q_start=q_start, scale=scale)
+
+
+def prepare(
+    desc: KernelDesc,
+    schedule: Schedule,
+    workers: int,
+    *,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_start: int,
+    scale: float,
+) -> Launch:
+    """Return the launch: one task per tile of queries, chunk of heads, key/value head and batch row."""
+    batch, tokens, heads, _ = q.shape
+    keys, kv_heads = k.shape[1], k.shape[2]
+    out = q.new_empty((batch, tokens, heads, v.shape[3]))
+    lse = torch.empty((batch, tokens, heads), dtype=torch.float32)
+    tile = RowTile.of(desc.size("group"), schedule.query_lanes)
+    values: dict[str, Any] = {"q": q, "k": k, "v": v, "out": out, "lse": lse, "q_start": q_start, "scale": scale}
+    values.update(batch=batch, tokens=tokens, keys=keys, kv_heads=kv_heads)
+    tasks = batch * kv_heads * ceil_div(tokens, tile.queries) * tile.chunks
+    return Launch(tasks=tasks, values=values, outputs=(out, lse))
+
+
+def work(desc: KernelDesc, sizes: Sizes) -> Work:
+    """Return the two products' operations, and q, k, v, out and lse once."""
+    group, dk, dv = desc.size("group"), desc.size("dk"), desc.size("dv")
+    pairs = sum(desc.streamed.count(sizes.q_start + i, sizes.keys) for i in range(sizes.tokens))
+    per_head = sizes.tokens * group * (dk + dv) + sizes.keys * (dk + dv)
+    rows = sizes.batch * sizes.kv_heads
+    return Work(
+        operations=2 * rows * group * pairs * (dk + dv),
+        bytes=rows * (per_head * element_bytes(desc.dtype) + sizes.tokens * group * 4),
+    )
+
+
+def backward_descs(desc: KernelDesc) -> tuple[KernelDesc, ...]:
+    """Return the two parts of the backward: over queries, then over keys."""
+    return backward_part(desc, "queries"), backward_part(desc, "keys")
+
+
+def prepare_backward(
+    desc: KernelDesc, schedule: Schedule, workers: int, *, q: Tensor, k: Tensor, v: Tensor, **rest: Any
+) -> Launch:
+    """Return the launch of one part: `queries` gives dq and delta from out, lse, dout, dlse; `keys`, from lse, delta
+    and dout, gives dk and dv.
+    """
+    batch, tokens, heads, _ = q.shape
+    keys, kv_heads = k.shape[1], k.shape[2]
+    values: Values = {"q": q, "k": k, "v": v, **rest, "batch": batch, "tokens": tokens}
+    values.update(keys=keys, kv_heads=kv_heads)
+    if desc.word("part") == "queries":
+        grad_q, delta = torch.empty_like(q), torch.empty((batch, tokens, heads), dtype=torch.float32)
+        values.update(dq=grad_q, delta=delta)
+        tile = RowTile.of(desc.size("group"), schedule.query_lanes)
+        tasks = batch * kv_heads * ceil_div(tokens, tile.queries) * tile.chunks
+        return Launch(tasks=tasks, values=values, outputs=(grad_q, delta))
+    grad_k, grad_v = torch.empty_like(k), torch.empty_like(v)
+    values.update(grad_k=grad_k, grad_v=grad_v)
+    return Launch(
+        tasks=batch * kv_heads * ceil_div(keys, schedule.query_lanes), values=values, outputs=(grad_k, grad_v)
+    )
+
+
+_SETS = (causal(), window(7), first(4) | window(9), complete(8, 4), everything())
+
+STREAM_ATTENTION = OpDef(
+    name="stream_attention",
+    summary="softmax(scale * q . k) v over a union of index ranges; with log-sum-exp",
+    inputs={"q": "B T H Dk", "k": "B S Hkv Dk", "v": "B S Hkv Dv"},
+    outputs={"out": "B T H Dv", "lse": "B T H"},
+    samples=tuple(
+        KernelDesc.of("stream_attention", dtype, group=g, dk=dk, dv=dv, visible=visible)
+        for visible in _SETS
+        for dtype, g, dk, dv in (("float32", 1, 32, 32), ("bfloat16", 3, 80, 64), ("float16", 16, 8, 128))
+    ),
+    make_inputs=make_inputs,
+    reference=run_reference,
+    prepare=prepare,
+    work=work,
+    backward_descs=backward_descs,
+    prepare_backward=prepare_backward,
+)

@@ -1,0 +1,164 @@
+// Thread pool of the CPU kernels: persistent workers that take ranges of independent tasks.
+// One caller at a time has the workers; a second one runs its tasks itself, in its own thread.
+#include <pthread.h>
+#include <signal.h>
+
+#include <atomic>
+#include <cfenv>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <system_error>
+#include <thread>
+
+typedef int32_t (*nsa_task_fn)(void* context, int32_t lo, int32_t hi, int32_t worker);
+
+namespace {
+
+constexpr int32_t kClosed = 1 << 30;   // bit of `gate`: no worker may enter any more
+constexpr int32_t kChunksPerWorker = 16;
+constexpr int32_t kMostThreads = 1024;
+constexpr std::chrono::microseconds kSpin(50);
+
+void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+template <typename Ready>
+bool spin_until(Ready ready) {
+  const auto end = std::chrono::steady_clock::now() + kSpin;
+  do {
+    for (int i = 0; i < 32; ++i) {
+      if (ready()) return true;
+      relax();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  return ready();
+}
+
+struct Pool {
+  std::atomic<bool> owned{false};
+
+  // The job. Written by the owner while the gate is closed and nobody is inside.
+  nsa_task_fn task = nullptr;
+  void* context = nullptr;
+  int32_t tasks = 0, chunk = 1, active = 0;
+  fenv_t floating_point;
+  std::atomic<int64_t> next{0};
+  std::atomic<int32_t> status{0};
+  std::atomic<int32_t> gate{kClosed};  // workers inside the job, and kClosed
+
+  std::mutex mutex;
+  std::condition_variable wake, left;
+  std::atomic<uint64_t> generation{0};
+  int32_t sleeping = 0, workers = 0;
+
+  void take_chunks(int32_t worker) {
+    while (status.load(std::memory_order_relaxed) == 0) {
+      const int64_t lo = next.fetch_add(chunk, std::memory_order_relaxed);
+      if (lo >= tasks) return;
+      const int64_t hi = lo + chunk < tasks ? lo + chunk : tasks;
+      const int32_t result = task(context, static_cast<int32_t>(lo), static_cast<int32_t>(hi), worker);
+      int32_t good = 0;
+      if (result != 0) status.compare_exchange_strong(good, result);
+    }
+  }
+
+  bool enter() {
+    int32_t inside = gate.load();
+    while (!(inside & kClosed))
+      if (gate.compare_exchange_weak(inside, inside + 1)) return true;
+    return false;
+  }
+
+  void leave() {
+    if (gate.fetch_sub(1) == (kClosed | 1)) {
+      std::lock_guard<std::mutex> lock(mutex);
+      left.notify_one();
+    }
+  }
+
+  [[noreturn]] void work(int32_t worker) {
+    for (uint64_t seen = 0;;) {
+      auto called = [&] { return generation.load() != seen; };
+      if (!spin_until(called)) {
+        std::unique_lock<std::mutex> lock(mutex);
+        ++sleeping;
+        wake.wait(lock, called);
+        --sleeping;
+      }
+      seen = generation.load();
+      if (!enter()) continue;
+      if (worker < active) {
+        fesetenv(&floating_point);  // rounding and flush-to-zero as in the caller: same bits in every thread
+        take_chunks(worker);
+      }
+      leave();
+    }
+  }
+
+  void grow(int32_t wanted) {
+    if (workers >= wanted) return;
+    sigset_t all, before;  // signals stay with the threads of the program
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &before);
+    try {
+      for (; workers < wanted; ++workers) std::thread(&Pool::work, this, workers + 1).detach();
+    } catch (const std::system_error&) {  // no more threads to be had: go on with those there are
+    }
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  }
+
+  int32_t run(nsa_task_fn new_task, void* new_context, int32_t new_tasks, int32_t threads) {
+    active = threads < kMostThreads ? threads : kMostThreads;
+    if (active > new_tasks) active = new_tasks;
+    grow(active - 1);
+    task = new_task;
+    context = new_context;
+    tasks = new_tasks;
+    chunk = new_tasks / active / kChunksPerWorker;
+    if (chunk < 1) chunk = 1;
+    fegetenv(&floating_point);
+    next.store(0);
+    status.store(0);
+    gate.store(0);
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      generation.fetch_add(1);
+      if (sleeping > 0) wake.notify_all();
+    }
+    take_chunks(0);
+    gate.fetch_or(kClosed);  // a worker that has not woken yet is not waited for
+    auto empty = [&] { return gate.load() == kClosed; };
+    if (!spin_until(empty)) {
+      std::unique_lock<std::mutex> lock(mutex);
+      left.wait(lock, empty);
+    }
+    return status.load();
+  }
+};
+
+// Never destroyed: workers may still sleep in it while the process exits.
+std::atomic<Pool*> pool{new Pool};
+
+// The threads of the parent do not exist in a forked child, and its mutex may be held by one of them.
+void start_empty_after_fork() { pool.store(new Pool); }
+
+const int registered = pthread_atfork(nullptr, nullptr, start_empty_after_fork);
+
+}  // namespace
+
+extern "C" int32_t nsa_parallel(nsa_task_fn task, void* context, int32_t tasks, int32_t threads) {
+  if (tasks <= 0) return 0;
+  if (threads <= 1 || tasks == 1) return task(context, 0, tasks, 0);
+  Pool* const mine = pool.load();
+  if (mine->owned.exchange(true)) return task(context, 0, tasks, 0);
+  const int32_t result = mine->run(task, context, tasks, threads);
+  mine->owned.store(false);
+  return result;
+}

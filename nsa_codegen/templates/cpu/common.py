@@ -1,0 +1,125 @@
+"""What every CPU kernel shares: the prelude, storage types, the tile of (query, head) rows, and task decoding."""
+
+from pathlib import Path
+from typing import Any
+
+import tilelang.language as T
+
+from ...index_sets import Bound, Range
+from ...schedule import Schedule
+
+NEG_INF = T.float32(float("-inf"))
+
+# bfloat16 is refused by TileLang's C target, and its float16 goes through a slow software class: both are
+# carried as their bits.
+STORAGE = {"float32": "float32", "bfloat16": "uint16", "float16": "uint16"}
+ELEMENT = {"float32": "nsa::f32", "bfloat16": "nsa::bf16", "float16": "nsa::f16"}
+
+
+def prelude(max_selected: int = 1) -> str:
+    """Return the C++ text under a kernel; `max_selected` bounds the block lists that it handles."""
+    text = Path(__file__).with_name("tile.h").read_text()
+    return f"#define NSA_MAX_SELECTED {max_selected}\n{text}"
+
+
+def up(dtype: str, value: Any) -> Any:
+    """Return a stored element as float32."""
+    return value if dtype == "float32" else T.call_extern("float32", f"{ELEMENT[dtype]}::up", value)
+
+
+def down(dtype: str, value: Any) -> Any:
+    """Return a float32 as it is stored."""
+    return value if dtype == "float32" else T.call_extern("uint16", f"{ELEMENT[dtype]}::down", value)
+
+
+def call(name: str, *arguments: Any) -> Any:
+    """Return a call of a primitive of `tile.h` that yields nothing."""
+    return T.call_extern("handle", f"nsa::{name}", *arguments)
+
+
+def scalar(name: str, *arguments: Any) -> Any:
+    """Return a call of a primitive of `tile.h` that yields a float32."""
+    return T.call_extern("float32", f"nsa::{name}", *arguments)
+
+
+def rows_at(dtype: str, x: Any, staged: Any, *index: Any) -> tuple[Any, Any, Any]:
+    """Return address, row stride and column stride of a float32 matrix: `x` from `index` (batch row, position, head,
+    ...) on, one row per position, or its copy `staged` where `x` has to be converted.
+    """
+    if dtype != "float32":
+        return staged.data, x.shape[-1], 1
+    return T.address_of(x[(*index, 0)]), _position_stride(x), 1
+
+
+def columns_at(dtype: str, x: Any, staged: Any, *index: Any) -> tuple[Any, Any, Any]:
+    """Return what `rows_at` returns for the transposed matrix."""
+    address, row, column = rows_at(dtype, x, staged, *index)
+    return address, column, row
+
+
+def stage_rows(dtype: str, x: Any, staged: Any, rows: Any, *index: Any) -> Any:
+    """Return the call that converts `rows` positions of `x`, from `index` on, to float32 in `staged`."""
+    dim = x.shape[-1]
+    source = T.address_of(x[(*index, 0)])
+    return call(f"up_rows<{ELEMENT[dtype]}>", staged.data, dim, source, _position_stride(x), rows, rows, dim)
+
+
+def _position_stride(x: Any) -> Any:
+    """Return the elements between two positions of `x`, [batch, positions, ..., dim], in 64 bits."""
+    stride = T.int64(1)
+    for size in x.shape[2:]:
+        stride = stride * size
+    return stride
+
+
+def product(lanes: int, schedule: Schedule, start: str) -> str:
+    """Return the name of the register-tiled product over `lanes` lanes that starts from `start`."""
+    return f"product<{lanes}, {schedule.register_rows}, {schedule.register_vectors}, nsa::{start}>"
+
+
+def bound_at(bound: Bound, position: Any, keys: Any) -> Any:
+    """Return the expression of `bound` for a query at `position`, clamped into `0 .. keys`.
+
+    Division truncates in C: for a negative numerator that gives 0 at most, which the clamp gives as well.
+    """
+    if bound.divisor == 0:
+        value = keys
+    elif bound.divisor == 1:
+        value = position + bound.offset
+    else:
+        value = T.truncdiv(position + bound.offset, bound.divisor)
+    if bound.cap is not None:
+        value = T.min(value, bound.cap)
+    return T.max(0, T.min(value, keys))
+
+
+def decode_task(task: Any, tiles: Any, kv_heads: Any, chunks: int, queries: int) -> tuple[Any, Any, Any, Any]:
+    """Return batch row, key/value head, first query of the tile, and chunk of the group's heads of a task."""
+    chunk = T.truncmod(task, chunks)
+    tile = T.truncmod(T.truncdiv(task, chunks), tiles)
+    h = T.truncmod(T.truncdiv(task, chunks * tiles), kv_heads)
+    return T.truncdiv(task, chunks * tiles * kv_heads), h, tile * queries, chunk
+
+
+def range_mask(ranges: tuple[Range, ...], lanes: int) -> Any:
+    """Return the macro that sets scores [keys, lanes] outside every range [lo, hi) of their lane's query to -inf."""
+
+    def inside(lo: Any, hi: Any, lane: Any, key: Any) -> Any:
+        seen = [T.And(lo[r, lane] <= key, key < hi[r, lane]) for r in range(len(ranges))]
+        return seen[0] if len(seen) == 1 else T.Or(*seen)
+
+    @T.macro
+    def mask(s, lo, hi, j0, rows):
+        for j in T.serial(rows):
+            for lane in T.serial(lanes):
+                s[j, lane] = T.if_then_else(inside(lo, hi, lane, j0 + j), s[j, lane], NEG_INF)
+
+    return mask
+
+
+@T.macro
+def mask_tail(s, rows, begin, end):
+    """Set the scores [rows, keys] of keys begin .. end-1 to -inf."""
+    for x in T.serial(rows):
+        for j in T.serial(begin, end):
+            s[x, j] = NEG_INF

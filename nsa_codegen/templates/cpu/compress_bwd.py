@@ -1,0 +1,102 @@
+"""Compression, backward, of the mean and the convolution: to the tokens, and to the convolution's weights.
+
+The mlp's backward is matrix products of its whole batch of windows and is left to torch's BLAS.
+"""
+
+from typing import Any
+
+import tilelang.language as T
+
+from ...desc import KernelDesc
+from ...schedule import Schedule
+from ...target import Target
+from .common import ELEMENT, STORAGE, call, down, prelude
+
+
+def get_compress_bwd_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any:
+    """Return the kernel for `desc` (`part`, `method`, `kernel`, `stride`, `dim`)."""
+    return {"tokens": tokens_kernel, "weights": weights_kernel}[desc.word("part")](desc)
+
+
+def tokens_kernel(desc: KernelDesc) -> Any:
+    """Return the kernel dout, weight -> dx: token t gets weight[t - i*stride] * dout[i] of every window i that holds it."""
+    dtype, dim, kernel, stride = desc.dtype, desc.size("dim"), desc.size("kernel"), desc.size("stride")
+    mean = desc.word("method") == "mean"
+    batch, keys, kv_heads, windows = (T.dynamic(x) for x in ("batch", "keys", "kv_heads", "windows"))
+
+    @T.prim_func
+    def compress_tokens(
+        dout: T.Tensor((batch, windows, kv_heads, dim), STORAGE[dtype]),
+        weight: T.Tensor((kernel, kv_heads, dim), "float32"),
+        dx: T.Tensor((batch, keys, kv_heads, dim), STORAGE[dtype]),
+        task_lo: T.int32,
+        task_hi: T.int32,
+    ):
+        with T.Kernel(1, prelude=prelude()) as _:
+            acc = T.alloc_local((dim,), "float32")
+            b, t, first, past = (T.alloc_var("int32") for _ in range(4))
+            for task in T.serial(task_lo, task_hi):
+                b = T.truncdiv(task, keys)
+                t = T.truncmod(task, keys)
+                first = T.truncdiv(T.max(0, t - kernel + stride), stride)
+                past = T.min(windows, T.truncdiv(t, stride) + 1)
+                for h in T.serial(kv_heads):
+                    call("fill", acc.data, T.float32(0), dim)
+                    for i in T.serial(first, past):
+                        if mean:
+                            call(f"add_row<{ELEMENT[dtype]}>", acc.data, T.address_of(dout[b, i, h, 0]), dim)
+                        else:
+                            call(
+                                f"multiply_add<{ELEMENT[dtype]}>",
+                                *(acc.data, T.address_of(dout[b, i, h, 0])),
+                                *(T.address_of(weight[t - i * stride, h, 0]), dim),
+                            )
+                    if mean:
+                        call(f"divide_row<{ELEMENT[dtype]}>", T.address_of(dx[b, t, h, 0]), acc.data, kernel, dim)
+                    else:
+                        for c in T.serial(dim):
+                            dx[b, t, h, c] = down(dtype, acc[c])
+
+    return compress_tokens
+
+
+def weights_kernel(desc: KernelDesc) -> Any:
+    """Return the kernel x, dout -> dweight, dbias: sums over all windows, one task per row of the weights."""
+    dtype, dim, kernel, stride = desc.dtype, desc.size("dim"), desc.size("kernel"), desc.size("stride")
+    batch, keys, kv_heads, windows = (T.dynamic(x) for x in ("batch", "keys", "kv_heads", "windows"))
+
+    @T.prim_func
+    def compress_weights(
+        x: T.Tensor((batch, keys, kv_heads, dim), STORAGE[dtype]),
+        dout: T.Tensor((batch, windows, kv_heads, dim), STORAGE[dtype]),
+        grad_weight: T.Tensor((kernel, kv_heads, dim), "float32"),
+        grad_bias: T.Tensor((kv_heads, dim), "float32"),
+        task_lo: T.int32,
+        task_hi: T.int32,
+    ):
+        with T.Kernel(1, prelude=prelude()) as _:
+            up_row = T.alloc_local((dim,), "float32")
+            u, h = (T.alloc_var("int32") for _ in range(2))
+            for task in T.serial(task_lo, task_hi):
+                u = T.truncdiv(task, kv_heads)
+                h = T.truncmod(task, kv_heads)
+                call("fill", T.address_of(grad_weight[u, h, 0]), T.float32(0), dim)
+                if u == 0:
+                    call("fill", T.address_of(grad_bias[h, 0]), T.float32(0), dim)
+                for b in T.serial(batch):
+                    for i in T.serial(windows):
+                        call(f"up_row<{ELEMENT[dtype]}>", up_row.data, T.address_of(dout[b, i, h, 0]), dim)
+                        call(
+                            f"multiply_add<{ELEMENT[dtype]}>",
+                            *(T.address_of(grad_weight[u, h, 0]), T.address_of(x[b, i * stride + u, h, 0])),
+                            *(up_row.data, dim),
+                        )
+                        if u == 0:
+                            call(
+                                f"add_row<{ELEMENT[dtype]}>",
+                                T.address_of(grad_bias[h, 0]),
+                                T.address_of(dout[b, i, h, 0]),
+                                dim,
+                            )
+
+    return compress_weights

@@ -1,0 +1,199 @@
+"""Block selection, forward: block scores and their top-k, with no score matrix (paper eq. 8-12).
+
+One task is a tile of queries of one key/value head. `compressed` keeps, per tile of compressed tokens, the block sums
+relative to the running maximum of that moment, and normalises them at the end: one product, memory O(blocks) a worker.
+`mean_key` scores the group's summed query against the mean key of each complete block.
+"""
+
+from typing import Any
+
+import tilelang.language as T
+
+from ...desc import KernelDesc
+from ...index_sets import complete
+from ...schedule import Schedule
+from ...target import Target
+from ...tiling import RowTile, ScoreTile
+from .common import (
+    NEG_INF,
+    STORAGE,
+    bound_at,
+    call,
+    decode_task,
+    prelude,
+    product,
+    rows_at,
+    scalar,
+    stage_rows,
+    up,
+)
+
+
+def get_select_blocks_fwd_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any:
+    """Return the kernel for `desc` (`method`, `group`, `dk`, `block`, `n`, `initial`, `local`): q, k -> indices."""
+    if desc.word("method") == "compressed":
+        return compressed_kernel(desc, schedule)
+    return mean_key_kernel(desc, schedule)
+
+
+def compressed_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
+    """Return the kernel of the paper's selection: softmax over compressed tokens, summed into blocks and over heads."""
+    dtype, group, dk, block = desc.dtype, desc.size("group"), desc.size("dk"), desc.size("block")
+    n, initial, local = desc.size("n"), desc.size("initial"), desc.size("local")
+    kernel, stride = desc.size("kernel"), desc.size("stride")
+    (seen,) = complete(kernel, stride).ranges
+    tile = RowTile.of(group, schedule.query_lanes)
+    lanes, queries, heads, chunks = tile.lanes, tile.queries, tile.heads, tile.chunks
+    scored = ScoreTile.of(desc, schedule)
+    step, own, spilled = scored.tokens, scored.blocks, scored.spilled
+    converted = dtype != "float32"
+    sum_blocks = f"block_sums<{lanes}, {step}, {block // stride}, {kernel // stride}>"
+    batch, tokens, keys, kv_heads, workers, steps, blocks = (
+        T.dynamic(x) for x in ("batch", "tokens", "keys", "kv_heads", "workers", "steps", "blocks")
+    )
+
+    @T.macro
+    def load_queries(q, q_t, hi, b, t0, h, chunk, q_start, scale):
+        """Pack the tile's queries as [dk, lanes] in log2 units; a lane without a query sees no token."""
+        for lane in T.serial(lanes):
+            t = t0 + T.truncdiv(lane, heads)
+            g = chunk * heads + T.truncmod(lane, heads)
+            if T.And(lane < queries * heads, T.And(t < tokens, g < group)):
+                for c in T.serial(dk):
+                    q_t[c, lane] = up(dtype, q[b, t, h, g, c]) * scalar("log2_units", scale)
+                hi[lane] = bound_at(seen.hi, q_start + t, keys)
+            else:
+                for c in T.serial(dk):
+                    q_t[c, lane] = 0.0
+                hi[lane] = 0
+
+    @T.prim_func
+    def select_blocks(
+        q: T.Tensor((batch, tokens, kv_heads, group, dk), STORAGE[dtype]),
+        k: T.Tensor((batch, keys, kv_heads, dk), STORAGE[dtype]),
+        indices: T.Tensor((batch, tokens, kv_heads, n), "int32"),
+        sums: T.Tensor((workers, steps, spilled, lanes), "float32"),
+        tops: T.Tensor((workers, steps, lanes), "float32"),
+        scores: T.Tensor((workers, queries, blocks), "float32"),
+        q_start: T.int32,
+        scale: T.float32,
+        task_lo: T.int32,
+        task_hi: T.int32,
+        worker: T.int32,
+    ):
+        with T.Kernel(1, prelude=prelude(n)) as _:
+            q_t = T.alloc_local((dk, lanes), "float32")
+            s = T.alloc_local((step, lanes), "float32")
+            top = T.alloc_local((lanes,), "float32")
+            total = T.alloc_local((lanes,), "float32")
+            factor = T.alloc_local((lanes,), "float32")
+            hi = T.alloc_local((lanes,), "int32")
+            k_up = T.alloc_local((step if converted else 1, dk), "float32")
+            b, h, t0 = (T.alloc_var("int32") for _ in range(3))
+            end, j0, rows, used, held = (T.alloc_var("int32") for _ in range(5))
+            group_sum = T.alloc_var("float32")
+            for task in T.serial(task_lo, task_hi):
+                b, h, t0, _ = decode_task(task, T.ceildiv(tokens, queries), kv_heads, 1, queries)
+                first = q_start + t0
+                last = q_start + T.min(t0 + queries, tokens) - 1
+                end = bound_at(seen.hi, last, keys)
+                used = T.truncdiv(last, block) + 1
+                call("fill", T.address_of(scores[worker, 0, 0]), T.float32(0), queries * blocks)
+                for chunk in T.serial(chunks):
+                    load_queries(q, q_t, hi, b, t0, h, chunk, q_start, scale)
+                    call("fill", top.data, NEG_INF, lanes)
+                    call("fill", total.data, T.float32(0), lanes)
+                    for i in T.serial(T.ceildiv(end, step)):
+                        j0 = i * step
+                        rows = T.min(step, end - j0)
+                        if converted:
+                            stage_rows(dtype, k, k_up, rows, b, j0, h)
+                        call(
+                            product(lanes, schedule, "ZERO"),
+                            *(s.data, lanes, *rows_at(dtype, k, k_up, b, j0, h), q_t.data, rows, dk, factor.data),
+                        )
+                        if j0 + rows > bound_at(seen.hi, first, keys):
+                            for j in T.serial(rows):
+                                for lane in T.serial(lanes):
+                                    s[j, lane] = T.if_then_else(j0 + j < hi[lane], s[j, lane], NEG_INF)
+                        call(f"softmax_step<{lanes}>", s.data, rows, top.data, total.data, factor.data)
+                        call(sum_blocks, T.address_of(sums[worker, i, 0, 0]), s.data, rows)
+                        call("copy", T.address_of(tops[worker, i, 0]), top.data, lanes)
+                    for i in T.serial(T.ceildiv(end, step)):
+                        call(
+                            f"final_factor<{lanes}>",
+                            *(factor.data, T.address_of(tops[worker, i, 0]), top.data, total.data),
+                        )
+                        held = T.min(spilled, used - i * own)
+                        for x in T.serial(held):
+                            for t in T.serial(queries):
+                                group_sum = 0.0
+                                for g in T.serial(heads):
+                                    group_sum = group_sum + sums[worker, i, x, t * heads + g] * factor[t * heads + g]
+                                scores[worker, t, i * own + x] = scores[worker, t, i * own + x] + group_sum
+                for t in T.serial(T.min(queries, tokens - t0)):
+                    call(
+                        "select_top",
+                        *(T.address_of(indices[b, t0 + t, h, 0]), T.address_of(scores[worker, t, 0])),
+                        *(T.truncdiv(first + t, block), n, initial, local),
+                    )
+
+    return select_blocks
+
+
+def mean_key_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
+    """Return the kernel of the seed's selection: `k` holds the float32 means of the complete blocks."""
+    dtype, group, dk, block = desc.dtype, desc.size("group"), desc.size("dk"), desc.size("block")
+    n, initial, local = desc.size("n"), desc.size("initial"), desc.size("local")
+    lanes, step = schedule.query_lanes, schedule.key_tile
+    batch, tokens, keys, kv_heads, workers, blocks = (
+        T.dynamic(x) for x in ("batch", "tokens", "keys", "kv_heads", "workers", "blocks")
+    )
+
+    @T.macro
+    def load_queries(q, q_t, b, t0, h):
+        """Pack the tile's queries, summed over the group's heads, as [dk, lanes]."""
+        call("fill", q_t.data, T.float32(0), dk * lanes)
+        for lane in T.serial(T.min(lanes, tokens - t0)):
+            for g in T.serial(group):
+                for c in T.serial(dk):
+                    q_t[c, lane] = q_t[c, lane] + up(dtype, q[b, t0 + lane, h, g, c])
+
+    @T.prim_func
+    def select_blocks(
+        q: T.Tensor((batch, tokens, kv_heads, group, dk), STORAGE[dtype]),
+        k: T.Tensor((batch, keys, kv_heads, dk), "float32"),
+        indices: T.Tensor((batch, tokens, kv_heads, n), "int32"),
+        scores: T.Tensor((workers, lanes, blocks), "float32"),
+        q_start: T.int32,
+        task_lo: T.int32,
+        task_hi: T.int32,
+        worker: T.int32,
+    ):
+        with T.Kernel(1, prelude=prelude(n)) as _:
+            q_t = T.alloc_local((dk, lanes), "float32")
+            s = T.alloc_local((step, lanes), "float32")
+            b, h, t0 = (T.alloc_var("int32") for _ in range(3))
+            end, j0, rows = (T.alloc_var("int32") for _ in range(3))
+            for task in T.serial(task_lo, task_hi):
+                b, h, t0, _ = decode_task(task, T.ceildiv(tokens, lanes), kv_heads, 1, lanes)
+                load_queries(q, q_t, b, t0, h)
+                end = T.min(keys, T.truncdiv(q_start + T.min(t0 + lanes, tokens) - 1, block))
+                for i in T.serial(T.ceildiv(end, step)):
+                    j0 = i * step
+                    rows = T.min(step, end - j0)
+                    call(
+                        product(lanes, schedule, "ZERO"),
+                        *(s.data, lanes, *rows_at("float32", k, k, b, j0, h), q_t.data, rows, dk, s.data),
+                    )
+                    for lane in T.serial(lanes):
+                        for j in T.serial(rows):
+                            scores[worker, lane, j0 + j] = s[j, lane]
+                for t in T.serial(T.min(lanes, tokens - t0)):
+                    call(
+                        "select_top",
+                        *(T.address_of(indices[b, t0 + t, h, 0]), T.address_of(scores[worker, t, 0])),
+                        *(T.truncdiv(q_start + t0 + t, block), n, initial, local),
+                    )
+
+    return select_blocks

@@ -1,0 +1,132 @@
+"""Streamed attention, forward: softmax(scale * q . k) v over the ranges of an index set (paper eq. 1-2, 5).
+
+One task is one tile of queries of one key/value head. Queries lie in the lanes, so that scores and outputs are
+held transposed: no transpose of K or V, and no reduction across lanes.
+"""
+
+from typing import Any
+
+import tilelang.language as T
+
+from ...desc import KernelDesc
+from ...schedule import Schedule
+from ...target import Target
+from ...tiling import RowTile
+from .common import (
+    NEG_INF,
+    STORAGE,
+    bound_at,
+    call,
+    columns_at,
+    decode_task,
+    down,
+    prelude,
+    product,
+    range_mask,
+    rows_at,
+    scalar,
+    stage_rows,
+    up,
+)
+
+
+def get_stream_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any:
+    """Return the kernel for `desc` (`group`, `dk`, `dv`, `visible`): q, k, v -> out, lse."""
+    dtype, group, dk, dv = desc.dtype, desc.size("group"), desc.size("dk"), desc.size("dv")
+    ranges = desc.streamed.ranges
+    tile = RowTile.of(group, schedule.query_lanes)
+    lanes, queries, heads, chunks = tile.lanes, tile.queries, tile.heads, tile.chunks
+    step, storage = schedule.key_tile, STORAGE[dtype]
+    converted = dtype != "float32"
+    staged = step if converted else 1  # rows of K and V held as float32; float32 is read in place
+    batch, tokens, keys, kv_heads = (T.dynamic(n) for n in ("batch", "tokens", "keys", "kv_heads"))
+
+    mask = range_mask(ranges, lanes)
+
+    @T.macro
+    def load_queries(q, q_t, lo, hi, b, t0, h, chunk, q_start, scale):
+        """Pack the tile's queries as [dk, lanes] in log2 units; a lane without a query sees no key."""
+        for lane in T.serial(lanes):
+            t = t0 + T.truncdiv(lane, heads)
+            g = chunk * heads + T.truncmod(lane, heads)
+            if T.And(lane < queries * heads, T.And(t < tokens, g < group)):
+                for c in T.serial(dk):
+                    q_t[c, lane] = up(dtype, q[b, t, h, g, c]) * scalar("log2_units", scale)
+                for r, span in enumerate(ranges):
+                    lo[r, lane] = bound_at(span.lo, q_start + t, keys)
+                    hi[r, lane] = bound_at(span.hi, q_start + t, keys)
+            else:
+                for c in T.serial(dk):
+                    q_t[c, lane] = 0.0
+                for r, _ in enumerate(ranges):
+                    lo[r, lane] = 0
+                    hi[r, lane] = 0
+
+    @T.macro
+    def store_outputs(out, lse, o_t, top, total, b, t0, h, chunk):
+        for lane in T.serial(queries * heads):
+            t = t0 + T.truncdiv(lane, heads)
+            g = chunk * heads + T.truncmod(lane, heads)
+            if T.And(t < tokens, g < group):
+                norm = scalar("inverse", total[lane])
+                for c in T.serial(dv):
+                    out[b, t, h, g, c] = down(dtype, o_t[c, lane] * norm)
+                lse[b, t, h, g] = scalar("log_sum_exp", top[lane], total[lane])
+
+    @T.prim_func
+    def stream_attention(
+        q: T.Tensor((batch, tokens, kv_heads, group, dk), storage),
+        k: T.Tensor((batch, keys, kv_heads, dk), storage),
+        v: T.Tensor((batch, keys, kv_heads, dv), storage),
+        out: T.Tensor((batch, tokens, kv_heads, group, dv), storage),
+        lse: T.Tensor((batch, tokens, kv_heads, group), "float32"),
+        q_start: T.int32,
+        scale: T.float32,
+        task_lo: T.int32,
+        task_hi: T.int32,
+    ):
+        with T.Kernel(1, prelude=prelude()) as _:
+            q_t = T.alloc_local((dk, lanes), "float32")
+            s = T.alloc_local((step, lanes), "float32")
+            o_t = T.alloc_local((dv, lanes), "float32")
+            top = T.alloc_local((lanes,), "float32")
+            total = T.alloc_local((lanes,), "float32")
+            alpha = T.alloc_local((lanes,), "float32")
+            lo = T.alloc_local((len(ranges), lanes), "int32")
+            hi = T.alloc_local((len(ranges), lanes), "int32")
+            k_up = T.alloc_local((staged, dk), "float32")
+            v_up = T.alloc_local((staged, dv), "float32")
+            b, h, t0, chunk = (T.alloc_var("int32") for _ in range(4))
+            begin, end, j0, rows = (T.alloc_var("int32") for _ in range(4))
+            for task in T.serial(task_lo, task_hi):
+                b, h, t0, chunk = decode_task(task, T.ceildiv(tokens, queries), kv_heads, chunks, queries)
+                first = q_start + t0
+                last = q_start + T.min(t0 + queries, tokens) - 1
+                load_queries(q, q_t, lo, hi, b, t0, h, chunk, q_start, scale)
+                call("fill", top.data, NEG_INF, lanes)
+                call("fill", total.data, T.float32(0), lanes)
+                call("fill", o_t.data, T.float32(0), dv * lanes)
+                end = 0
+                for span in ranges:
+                    begin = T.max(end, bound_at(span.lo, first, keys))
+                    end = T.max(begin, bound_at(span.hi, last, keys))
+                    for i in T.serial(T.ceildiv(end - begin, step)):
+                        j0 = begin + i * step
+                        rows = T.min(step, end - j0)
+                        if converted:
+                            stage_rows(dtype, k, k_up, rows, b, j0, h)
+                            stage_rows(dtype, v, v_up, rows, b, j0, h)
+                        call(
+                            product(lanes, schedule, "ZERO"),
+                            *(s.data, lanes, *rows_at(dtype, k, k_up, b, j0, h), q_t.data, rows, dk, alpha.data),
+                        )
+                        if T.Or(j0 < bound_at(span.lo, last, keys), j0 + rows > bound_at(span.hi, first, keys)):
+                            mask(s, lo, hi, j0, rows)
+                        call(f"softmax_step<{lanes}>", s.data, rows, top.data, total.data, alpha.data)
+                        call(
+                            product(lanes, schedule, "RESCALE"),
+                            *(o_t.data, lanes, *columns_at(dtype, v, v_up, b, j0, h), s.data, dv, rows, alpha.data),
+                        )
+                store_outputs(out, lse, o_t, top, total, b, t0, h, chunk)
+
+    return stream_attention

@@ -1,0 +1,407 @@
+// Tile primitives under every CPU kernel: vectors of the machine's width, one register-tiled product,
+// exp2, the softmax steps, conversions of half types, and the top-k of a row of scores.
+// The width comes from NSA_VECTOR_BYTES, so that one emitted text serves AVX-512, AVX2 and Arm.
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+#ifndef NSA_VECTOR_BYTES
+#define NSA_VECTOR_BYTES 16
+#endif
+#define NSA_INLINE static inline __attribute__((always_inline))
+#define NSA_UNROLL _Pragma("GCC unroll 16")
+
+namespace nsa {
+
+constexpr int W = NSA_VECTOR_BYTES / 4;
+typedef float vf __attribute__((vector_size(NSA_VECTOR_BYTES)));
+typedef int32_t vi __attribute__((vector_size(NSA_VECTOR_BYTES)));
+typedef float vf_mem __attribute__((vector_size(NSA_VECTOR_BYTES), aligned(4), may_alias));
+
+NSA_INLINE vf load(const float *p) { return *(const vf_mem *)p; }
+NSA_INLINE void store(float *p, vf x) { *(vf_mem *)p = x; }
+NSA_INLINE vf splat(float x) { return x - vf{}; }
+NSA_INLINE vf select(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
+NSA_INLINE vf max(vf a, vf b) { return select(a > b, a, b); }
+
+// 2^x for x <= 0.5: exactly 1 at 0, exactly 0 below -126 and at -inf, NaN at NaN; relative error below 2e-7.
+NSA_INLINE vf exp2(vf x) {
+  const float magic = 12582912.0f; // 1.5 * 2^23: adding it rounds to an integer held in the low bits
+  vf shifted = x + magic;
+  vf f = x - (shifted - magic);
+  vf p = splat(1.5353361812956202e-4f);
+  p = p * f + 1.33988744454219e-3f;
+  p = p * f + 9.618437358305568e-3f;
+  p = p * f + 5.550332471026839e-2f;
+  p = p * f + 2.4022647913026839e-1f;
+  p = p * f + 6.931472028551282e-1f;
+  p = p * f + 1.0f;
+  vf scaled = (vf)((vi)p + ((vi)shifted << 23));
+  return select(x < -126.0f, vf{}, scaled);
+}
+
+struct f32 {
+  typedef float raw;
+  NSA_INLINE float up(raw x) { return x; }
+  NSA_INLINE raw down(float x) { return x; }
+};
+
+struct bf16 {
+  typedef uint16_t raw;
+  NSA_INLINE float up(raw x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float y;
+    memcpy(&y, &bits, 4);
+    return y;
+  }
+  NSA_INLINE raw down(float x) { // round to nearest, ties to even; NaN stays NaN
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    return (raw)(x == x ? rounded : 0x7fc0u);
+  }
+};
+
+struct f16 {
+  typedef uint16_t raw;
+  NSA_INLINE float up(raw x) {
+#if defined(__F16C__)
+    return _cvtsh_ss(x);
+#else
+    uint32_t magnitude = (uint32_t)(x & 0x7fffu) << 13, sign = (uint32_t)(x & 0x8000u) << 16;
+    float scaled, y;
+    memcpy(&scaled, &magnitude, 4);
+    scaled *= 5.192296858534828e33f; // 2^112 moves the exponent bias from 15 to 127, subnormals included
+    uint32_t bits;
+    memcpy(&bits, &scaled, 4);
+    bits = (x & 0x7c00u) == 0x7c00u ? magnitude | 0x7f800000u : bits;
+    bits |= sign;
+    memcpy(&y, &bits, 4);
+    return y;
+#endif
+  }
+  NSA_INLINE raw down(float x) {
+#if defined(__F16C__)
+    return (raw)_cvtss_sh(x, 0);
+#else
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    uint32_t sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u)
+      return (raw)(sign | 0x7e00u);
+    if (magnitude >= 0x477ff000u) // 65520 and above round to infinity
+      return (raw)(sign | 0x7c00u);
+    if (magnitude < 0x38800000u) { // subnormal: let the float adder round at 2^-24
+      float m;
+      memcpy(&m, &magnitude, 4);
+      m += 0.5f;
+      memcpy(&magnitude, &m, 4);
+      return (raw)(sign | (magnitude - 0x3f000000u));
+    }
+    uint32_t odd = (magnitude >> 13) & 1u;
+    return (raw)(sign | ((magnitude - 0x38000000u + 0xfffu + odd) >> 13));
+#endif
+  }
+};
+
+// dst[i] = float(src[i]) for i < n.
+template <typename T> NSA_INLINE void up_row(float *dst, const typename T::raw *src, int n) {
+  int i = 0;
+#if defined(__F16C__)
+  if (__is_same(T, f16))
+    for (; i + 8 <= n; i += 8)
+      _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)((const uint16_t *)src + i))));
+#endif
+  for (; i < n; i++)
+    dst[i] = T::up(src[i]);
+}
+
+// dst[r][0:width] = float(src[r * stride ...]) for r < rows; rows up to `padded` and columns up to `ld` become 0.
+template <typename T>
+NSA_INLINE void up_rows(float *dst, int ld, const typename T::raw *src, int64_t stride, int rows, int padded, int width) {
+  for (int r = 0; r < rows; r++) {
+    up_row<T>(dst + r * ld, src + r * stride, width);
+    for (int c = width; c < ld; c++)
+      dst[r * ld + c] = 0.0f;
+  }
+  memset(dst + rows * ld, 0, sizeof(float) * (padded - rows) * ld);
+}
+
+// acc[i] += float(src[i]) for i < n.
+template <typename T> NSA_INLINE void add_row(float *acc, const typename T::raw *src, int n) {
+  for (int i = 0; i < n; i++)
+    acc[i] += T::up(src[i]);
+}
+
+// sum of a[i] * float(src[i]) for i < n, in W partial sums.
+template <typename T> NSA_INLINE float dot_row(const float *a, const typename T::raw *src, int n) {
+  float sums[W] = {}, sum = 0.0f;
+  int i = 0;
+  for (; i + W <= n; i += W)
+    for (int x = 0; x < W; x++)
+      sums[x] += a[i + x] * T::up(src[i + x]);
+  for (; i < n; i++)
+    sum += a[i] * T::up(src[i]);
+  for (int x = 0; x < W; x++)
+    sum += sums[x];
+  return sum;
+}
+
+// dst[i] = T(src[i] / by) for i < n.
+template <typename T> NSA_INLINE void divide_row(typename T::raw *dst, const float *src, int by, int n) {
+  for (int i = 0; i < n; i++)
+    dst[i] = T::down(src[i] / (float)by);
+}
+
+// acc[i] += weight * float(src[i]) for i < n.
+template <typename T> NSA_INLINE void axpy(float *acc, const typename T::raw *src, float weight, int n) {
+  for (int i = 0; i < n; i++)
+    acc[i] += weight * T::up(src[i]);
+}
+
+enum { ZERO = 0, ADD = 1, RESCALE = 2 };
+
+// One register tile of R rows by V vectors: C[r][:] = start + sum_k A[r * a_row + k * a_depth] * B[k][:].
+template <int R, int V, int START>
+NSA_INLINE void product_tile(float *C, int ldc, const float *A, int64_t a_row, int64_t a_depth, const float *B, int ldb,
+                             int depth, const float *alpha) {
+  vf acc[R][V];
+  NSA_UNROLL for (int r = 0; r < R; r++) NSA_UNROLL for (int v = 0; v < V; v++) {
+    acc[r][v] = START == ZERO ? vf{} : load(C + r * ldc + v * W);
+    if (START == RESCALE)
+      acc[r][v] *= load(alpha + v * W);
+  }
+  for (int k = 0; k < depth; k++) {
+    vf b[V];
+    NSA_UNROLL for (int v = 0; v < V; v++) b[v] = load(B + (int64_t)k * ldb + v * W);
+    NSA_UNROLL for (int r = 0; r < R; r++) {
+      vf a = splat(A[r * a_row + k * a_depth]);
+      NSA_UNROLL for (int v = 0; v < V; v++) acc[r][v] += a * b[v];
+    }
+  }
+  NSA_UNROLL for (int r = 0; r < R; r++) NSA_UNROLL for (int v = 0; v < V; v++)
+      store(C + r * ldc + v * W, acc[r][v]);
+}
+
+template <int R, int V, int START>
+NSA_INLINE void product_rows(float *C, int ldc, const float *A, int64_t a_row, int64_t a_depth, const float *B, int ldb,
+                             int rows, int depth, const float *alpha) {
+  int r = 0;
+  for (; r + R <= rows; r += R)
+    product_tile<R, V, START>(C + r * ldc, ldc, A + r * a_row, a_row, a_depth, B, ldb, depth, alpha);
+  if constexpr (R > 1)
+    if (r < rows)
+      product_rows<R / 2, V, START>(C + r * ldc, ldc, A + r * a_row, a_row, a_depth, B, ldb, rows - r, depth, alpha);
+}
+
+// C[rows][LANES] = start + A[rows][depth] * B[depth][LANES]; A element (r, k) is A[r * a_row + k * a_depth].
+// START: ZERO, ADD (to C), RESCALE (to C times alpha per lane). Sums run over k in order, whatever the tile.
+template <int LANES, int R, int V, int START>
+NSA_INLINE void product(float *C, int ldc, const float *A, int64_t a_row, int64_t a_depth, const float *B, int rows,
+                        int depth, const float *alpha) {
+  constexpr int step = V * W;
+  int lane = 0;
+  for (; lane + step <= LANES; lane += step)
+    product_rows<R, V, START>(C + lane, ldc, A, a_row, a_depth, B + lane, LANES, rows, depth, alpha + lane);
+  if constexpr (LANES % step != 0 && V > 1)
+    for (; lane + W <= LANES; lane += W)
+      product_rows<2 * R, 1, START>(C + lane, ldc, A, a_row, a_depth, B + lane, LANES, rows, depth, alpha + lane);
+}
+
+// One step of the running softmax over `rows` keys, a query in each lane. Turns scores (log2 units, -inf where
+// masked) into weights in place; m: running maximum, l: running sum, alpha: factor for what was summed before.
+template <int LANES> NSA_INLINE void softmax_step(float *S, int rows, float *m, float *l, float *alpha) {
+  for (int lane = 0; lane < LANES; lane += W) {
+    vf before = load(m + lane), top = before;
+    for (int j = 0; j < rows; j++)
+      top = max(load(S + j * LANES + lane), top);
+    vf safe = select(top == -INFINITY, vf{}, top), sum = vf{};
+    for (int j = 0; j < rows; j++) {
+      vf p = exp2(load(S + j * LANES + lane) - safe);
+      store(S + j * LANES + lane, p);
+      sum += p;
+    }
+    vf factor = exp2(before - safe);
+    store(alpha + lane, factor);
+    store(l + lane, load(l + lane) * factor + sum);
+    store(m + lane, top);
+  }
+}
+
+// The same step with a row of n keys per query (n a multiple of W): *m and *l are the query's running maximum and
+// sum; returns the factor for what was summed before.
+NSA_INLINE float softmax_row(float *s, int n, float *m, float *l) {
+  vf best = splat(-INFINITY), sums = vf{};
+  for (int i = 0; i < n; i += W)
+    best = max(load(s + i), best);
+  float before = *m, top = before, sum = 0.0f;
+  for (int i = 0; i < W; i++)
+    top = best[i] > top ? best[i] : top;
+  float safe = top == -INFINITY ? 0.0f : top;
+  for (int i = 0; i < n; i += W) {
+    vf p = exp2(load(s + i) - splat(safe));
+    store(s + i, p);
+    sums += p;
+  }
+  for (int i = 0; i < W; i++)
+    sum += sums[i];
+  float factor = exp2(splat(before - safe))[0];
+  *l = *l * factor + sum;
+  *m = top;
+  return factor;
+}
+
+// lse in log2 units, such that 2^(score - it) is the weight; +inf, hence weight 0, for an empty row.
+NSA_INLINE float log2_of(float lse) { return lse == -INFINITY ? INFINITY : lse * 1.44269504088896341f; }
+
+// Backward of the softmax, a query in each lane: dp (gradient of the weights) becomes the gradient of the scores,
+// p * (dp - delta), with p = 2^(S - lse) from the scores S in log2 units.
+template <int LANES> NSA_INLINE void softmax_backward(const float *S, float *dp, int rows, const float *lse, const float *delta) {
+  for (int lane = 0; lane < LANES; lane += W) {
+    vf log_sum = load(lse + lane), mean = load(delta + lane);
+    for (int j = 0; j < rows; j++) {
+      vf p = exp2(load(S + j * LANES + lane) - log_sum);
+      store(dp + j * LANES + lane, p * (load(dp + j * LANES + lane) - mean));
+    }
+  }
+}
+
+// The same for a row of n keys of one query; S becomes the weights p.
+NSA_INLINE void softmax_backward_row(float *S, float *dp, int n, float lse, float delta) {
+  for (int i = 0; i < n; i += W) {
+    vf p = exp2(load(S + i) - splat(lse));
+    store(S + i, p);
+    store(dp + i, p * (load(dp + i) - splat(delta)));
+  }
+}
+
+NSA_INLINE void scale_row(float *x, float factor, int n) {
+  for (int i = 0; i < n; i++)
+    x[i] *= factor;
+}
+
+// One step of the block scores (paper eq. 9, 0-based): P holds weights of `rows` <= TOKENS compressed tokens per lane,
+// the first of them the first of a block; sums[b] = sum of P[x] over the (x, u), 0 <= u < OVERLAP, in block b, that is
+// (x + u) / PER_BLOCK == b. Blocks past the tile's own hold what spills over.
+template <int LANES, int TOKENS, int PER_BLOCK, int OVERLAP>
+NSA_INLINE void block_sums(float *sums, const float *P, int rows) {
+  constexpr int blocks = (TOKENS + OVERLAP - 2) / PER_BLOCK + 1;
+  for (int lane = 0; lane < LANES; lane += W) {
+    for (int b = 0; b < blocks; b++)
+      store(sums + b * LANES + lane, vf{});
+    for (int x = 0; x < rows; x++) {
+      vf p = load(P + x * LANES + lane);
+      NSA_UNROLL for (int u = 0; u < OVERLAP; u++) {
+        float *sum = sums + (x + u) / PER_BLOCK * LANES + lane;
+        store(sum, load(sum) + p);
+      }
+    }
+  }
+}
+
+// factor[lane] = 2^(before - now) / total per lane: what turns weights kept relative to `before` into probabilities.
+template <int LANES>
+NSA_INLINE void final_factor(float *factor, const float *before, const float *now, const float *total) {
+  for (int lane = 0; lane < LANES; lane += W) {
+    vf top = load(now + lane), sum = load(total + lane);
+    vf safe = select(top == -INFINITY, vf{}, top);
+    store(factor + lane, exp2(load(before + lane) - safe) * select(sum == 0.0f, vf{}, 1.0f / sum));
+  }
+}
+
+// dst[c][lanes] = src[row r][c] for r < rows, as float32; lanes past `rows` become 0.
+template <typename T>
+NSA_INLINE void transpose_rows(float *dst, int lanes, const typename T::raw *src, int64_t stride, int rows, int width) {
+  for (int r = 0; r < rows; r++)
+    for (int c = 0; c < width; c++)
+      dst[c * lanes + r] = T::up(src[r * stride + c]);
+  for (int c = 0; c < width; c++)
+    for (int r = rows; r < lanes; r++)
+      dst[c * lanes + r] = 0.0f;
+}
+
+// x * Phi(x) with the exact error function.
+NSA_INLINE void gelu(float *x, int n) {
+  for (int i = 0; i < n; i++)
+    x[i] = 0.5f * x[i] * (1.0f + erff(x[i] * 0.70710678118654752f));
+}
+
+// acc[i] += w[i] * float(src[i]) for i < n.
+template <typename T> NSA_INLINE void multiply_add(float *acc, const typename T::raw *src, const float *w, int n) {
+  for (int i = 0; i < n; i++)
+    acc[i] += w[i] * T::up(src[i]);
+}
+
+// The scale that turns dot products into scores in log2 units.
+NSA_INLINE float log2_units(float scale) { return scale * 1.44269504088896341f; }
+
+NSA_INLINE void copy(float *dst, const float *src, int n) { memcpy(dst, src, sizeof(float) * n); }
+
+NSA_INLINE void fill(float *p, float x, int n) {
+  for (int i = 0; i < n; i++)
+    p[i] = x;
+}
+
+// Natural log-sum-exp from a maximum and a sum in log2 units; -inf for an empty row.
+NSA_INLINE float log_sum_exp(float top, float sum) {
+  return sum == 0.0f ? -INFINITY : (top + log2f(sum)) * 0.69314718055994531f;
+}
+
+// 1 / sum, and 0 for an empty row, so that its output is exactly 0.
+NSA_INLINE float inverse(float sum) { return sum == 0.0f ? 0.0f : 1.0f / sum; }
+
+// Blocks of the query whose own block is `current`: the `local` ones up to it and the `initial` first are forced,
+// the rest of the `n` are those of highest score, ties to the lower index. Ascending; -1 fills the tail.
+NSA_INLINE void select_top(int32_t *out, const float *scores, int current, int n, int initial, int local) {
+  float value[NSA_MAX_SELECTED];
+  int32_t index[NSA_MAX_SELECTED];
+  int first_local = current - local + 1 > 0 ? current - local + 1 : 0;
+  int first_free = initial < first_local ? initial : first_local;
+  int room = n - (current - first_local + 1) - first_free, kept = 0;
+  for (int j = first_free; j < first_local && room > 0; j++) {
+    float s = scores[j];
+    if (kept == room && !(s > value[kept - 1]))
+      continue;
+    int at = kept < room ? kept++ : kept - 1;
+    for (; at > 0 && (s > value[at - 1]); at--) {
+      value[at] = value[at - 1];
+      index[at] = index[at - 1];
+    }
+    value[at] = s;
+    index[at] = j;
+  }
+  for (int a = 1; a < kept; a++) { // back to ascending block order
+    int32_t x = index[a];
+    int b = a;
+    for (; b > 0 && index[b - 1] > x; b--)
+      index[b] = index[b - 1];
+    index[b] = x;
+  }
+  int filled = 0;
+  for (int j = 0; j < first_free; j++)
+    out[filled++] = j;
+  for (int a = 0; a < kept; a++)
+    out[filled++] = index[a];
+  for (int j = first_local; j <= current; j++)
+    out[filled++] = j;
+  for (; filled < n; filled++)
+    out[filled] = -1;
+}
+
+// The distinct blocks of list[0:n] that are in 0 .. limit-1, in the order of first appearance; returns how many.
+NSA_INLINE int32_t distinct_blocks(int32_t *out, const int32_t *list, int n, int limit) {
+  int kept = 0;
+  for (int i = 0; i < n; i++) {
+    int32_t block = list[i];
+    bool fresh = block >= 0 && block < limit;
+    for (int j = 0; j < kept && fresh; j++)
+      fresh = out[j] != block;
+    if (fresh)
+      out[kept++] = block;
+  }
+  return kept;
+}
+
+} // namespace nsa

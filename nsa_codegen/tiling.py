@@ -1,0 +1,59 @@
+"""How a desc is cut into tasks and tiles under a schedule: shared by the templates and by whoever launches them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .desc import KernelDesc
+from .schedule import Schedule
+
+LANE_QUANTUM = 16  # packed blocks are padded to this many elements: a whole number of vectors on every CPU target
+QUERIES_PER_TASK = 16  # queries that one task of the gathered attention takes
+HEADS_PER_STEP = 16  # heads of a group that the gathered attention takes together
+
+
+def ceil_div(a: int, b: int) -> int:
+    """Return `a / b` rounded up."""
+    return -(-a // b)
+
+
+def padded(size: int) -> int:
+    """Return `size` rounded up to a whole number of vectors, the same on every CPU target."""
+    return ceil_div(size, LANE_QUANTUM) * LANE_QUANTUM
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowTile:
+    """Rows (query, head of the group) laid in lanes: whole queries, so that a group's heads stay together.
+
+    A group larger than the lanes is split into `chunks` of `heads` heads.
+    """
+
+    lanes: int
+    queries: int
+    heads: int
+    chunks: int
+
+    @classmethod
+    def of(cls, group: int, lanes: int) -> RowTile:
+        """Return the tile for groups of `group` heads in `lanes` lanes."""
+        chunks = ceil_div(group, lanes)
+        heads = ceil_div(group, chunks)
+        return cls(lanes=lanes, queries=max(1, lanes // heads), heads=heads, chunks=chunks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreTile:
+    """A tile of compressed tokens in block selection: its tokens, its own blocks, and those with what spills over."""
+
+    tokens: int
+    blocks: int
+    spilled: int
+
+    @classmethod
+    def of(cls, desc: KernelDesc, schedule: Schedule) -> ScoreTile:
+        """Return the tile of a `compressed` selection: a whole number of blocks near `key_tile` tokens."""
+        per_block, overlap = desc.size("block") // desc.size("stride"), desc.size("kernel") // desc.size("stride")
+        blocks = max(1, schedule.key_tile // per_block)
+        tokens = blocks * per_block
+        return cls(tokens=tokens, blocks=blocks, spilled=(tokens + overlap - 2) // per_block + 1)

@@ -1,0 +1,298 @@
+"""The thread pool: every task once, real concurrency, callers that meet, forks, exits, and equal bits.
+
+The kernels are written by hand; `rendezvous` ends well only if as many workers as it has tasks run at the same time.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nsa_codegen.build import Artifact
+from nsa_codegen.desc import KernelDesc
+from nsa_codegen.errors import KernelFailedError
+from nsa_codegen.lowering import Argument, KernelSource
+from nsa_codegen.schedule import Schedule
+from nsa_codegen.store import KernelStore
+from nsa_codegen.target import TARGETS
+
+GENERIC = TARGETS["generic"]
+TEXT = r"""
+#include <atomic>
+#include <cfenv>
+#include <chrono>
+#include <cstdint>
+#include <thread>
+typedef int32_t (*nsa_task_fn)(void* context, int32_t lo, int32_t hi, int32_t worker);
+typedef int32_t (*nsa_parallel_fn)(nsa_task_fn task, void* context, int32_t tasks, int32_t threads);
+
+struct Context {
+  int32_t* worker_of;
+  int32_t* runs;
+  float* out;
+  int32_t mode, number;
+  nsa_parallel_fn parallel;
+};
+static std::atomic<int32_t> present{0};
+
+static bool wait_until_present(int32_t wanted) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(5);
+  while (present.load() < wanted) {
+    if (std::chrono::steady_clock::now() > end) return false;
+    std::this_thread::yield();
+  }
+  return true;
+}
+
+static int32_t inner(void* context, int32_t lo, int32_t hi, int32_t) {
+  for (int32_t i = lo; i < hi; ++i) *static_cast<std::atomic<int32_t>*>(context) += 2;
+  return 0;
+}
+
+// mode 0: count; 1: task `number` fails with status 1000 + number; 2: rendezvous of `number` tasks;
+// 3: wait until runs[-1] is set; 4: a parallel loop of `number` tasks inside each task.
+static int32_t body(void* context, int32_t lo, int32_t hi, int32_t worker) {
+  const Context& a = *static_cast<const Context*>(context);
+  for (int32_t i = lo; i < hi; ++i) {
+    a.worker_of[i] = worker;
+    if (a.mode == 1 && i == a.number) return 1000 + i;
+    if (a.mode == 2) {
+      ++present;
+      if (!wait_until_present(a.number)) return 7;
+    }
+    if (a.mode == 3)
+      while (!reinterpret_cast<std::atomic<int32_t>*>(a.runs)[-1].load()) std::this_thread::yield();
+    if (a.mode == 4) {
+      std::atomic<int32_t> done{0};
+      a.parallel(inner, &done, a.number, 2);
+      if (done.load() != 2 * a.number) return 9;
+    }
+    volatile float one = 1.0f, divisor = 3.0f + static_cast<float>(i % 7);
+    a.out[i] = one / divisor;
+    __atomic_fetch_add(&a.runs[i], 1, __ATOMIC_RELAXED);
+  }
+  return 0;
+}
+
+extern "C" int32_t nsa_probe(nsa_parallel_fn parallel, int32_t threads, int32_t tasks, int32_t* worker_of,
+                             int32_t* runs, float* out, int32_t mode, int32_t number, int32_t rounding) {
+  Context context{worker_of, runs, out, mode, number, parallel};
+  present.store(0);
+  const int before = fegetround();
+  if (rounding) fesetround(FE_DOWNWARD);
+  const int32_t status = parallel(body, &context, tasks, threads);
+  fesetround(before);
+  return status;
+}
+"""
+COUNT, FAIL, RENDEZVOUS, WAIT, NESTED = range(5)
+POINTERS, NUMBERS = ("worker_of", "runs", "out"), ("mode", "number", "rounding")
+
+
+class Run:
+    """One launch of the probe and what it left: which worker ran each task, how often, and the task's float."""
+
+    def __init__(self, probe: Artifact, tasks: int) -> None:
+        self.probe, self.tasks = probe, tasks
+        self.worker_of = array.array("i", [-1] * max(tasks, 1))
+        self.flag_and_runs = array.array("i", [0] * (max(tasks, 1) + 1))
+        self.out = array.array("f", [0.0] * max(tasks, 1))
+
+    def launch(self, *, threads: int, mode: int = COUNT, number: int = 0, rounding: int = 0) -> Run:
+        runs = self.flag_and_runs.buffer_info()[0] + 4
+        pointers = (self.worker_of.buffer_info()[0], runs, self.out.buffer_info()[0])
+        self.probe.launch(self.tasks, *pointers, mode, number, rounding, threads=threads)
+        return self
+
+    @property
+    def runs(self) -> list[int]:
+        return list(self.flag_and_runs)[1:]
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    store = KernelStore(tmp_path_factory.mktemp("pool"))
+    arguments = (
+        *(Argument(name=name, kind="pointer") for name in POINTERS),
+        *(Argument(name=name, kind="int32") for name in NUMBERS),
+    )
+    source = KernelSource(text=TEXT, entry="nsa_probe", arguments=arguments)
+    return Artifact.build(KernelDesc.of("probe", "float32"), Schedule(), GENERIC, store=store, lower=lambda *_: source)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7, 32])
+@pytest.mark.parametrize("tasks", [1, 2, 3, 31, 32, 33, 1000])
+def test_every_task_runs_once_on_a_worker_below_threads(probe: Artifact, tasks: int, threads: int) -> None:
+    for _ in range(20):
+        run = Run(probe, tasks).launch(threads=threads)
+        assert run.runs == [1] * tasks
+        assert set(run.worker_of) <= set(range(min(threads, tasks)))
+
+
+@pytest.mark.parametrize("tasks", [0, -3])
+def test_no_tasks_is_no_work(probe: Artifact, tasks: int) -> None:
+    run = Run(probe, tasks).launch(threads=4)
+    assert run.runs == [0] and list(run.worker_of) == [-1]
+
+
+@pytest.mark.parametrize("threads", [0, 1, -1])
+def test_one_thread_is_the_caller(probe: Artifact, threads: int) -> None:
+    assert set(Run(probe, 50).launch(threads=threads).worker_of) == {0}
+
+
+@pytest.mark.parametrize("workers", [2, 3, 5])
+def test_workers_run_at_the_same_time(probe: Artifact, workers: int) -> None:
+    for _ in range(10):
+        run = Run(probe, workers).launch(threads=workers, mode=RENDEZVOUS, number=workers)
+        assert sorted(run.worker_of) == list(range(workers))
+
+
+def test_sleeping_workers_are_woken(probe: Artifact) -> None:
+    for _ in range(3):
+        time.sleep(0.05)  # well past the spin
+        Run(probe, 4).launch(threads=4, mode=RENDEZVOUS, number=4)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("failing", [0, 57, 199])
+def test_a_status_reaches_the_caller_and_the_pool_goes_on(probe: Artifact, failing: int, threads: int) -> None:
+    with pytest.raises(KernelFailedError, match=rf"nsa_probe returned status {1000 + failing} "):
+        Run(probe, 200).launch(threads=threads, mode=FAIL, number=failing)
+    assert Run(probe, 200).launch(threads=threads).runs == [1] * 200
+
+
+def test_a_second_caller_runs_its_tasks_itself(probe: Artifact) -> None:
+    first = Run(probe, 2)
+    owner = threading.Thread(target=lambda: first.launch(threads=2, mode=WAIT))
+    owner.start()
+    until(lambda: set(first.worker_of) == {0, 1})  # the pool is in use, and stays so
+    second = Run(probe, 100).launch(threads=2)
+    assert second.runs == [1] * 100
+    assert set(second.worker_of) == {0}
+    assert owner.is_alive(), "the interpreter's lock was free while the kernel ran"
+    first.flag_and_runs[0] = 1
+    owner.join(10)
+    assert first.runs == [1, 1]
+
+
+def test_many_callers_at_once(probe: Artifact) -> None:
+    wrong = []
+
+    def caller() -> None:
+        for tasks in range(1, 300):
+            if Run(probe, tasks).launch(threads=3).runs != [1] * tasks:
+                wrong.append(tasks)
+
+    callers = [threading.Thread(target=caller) for _ in range(4)]
+    for thread in callers:
+        thread.start()
+    for thread in callers:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in callers)
+    assert wrong == []
+
+
+def test_a_task_may_call_the_pool(probe: Artifact) -> None:
+    assert Run(probe, 20).launch(threads=2, mode=NESTED, number=30).runs == [1] * 20
+
+
+def test_the_bits_do_not_depend_on_the_threads(probe: Artifact) -> None:
+    results = {Run(probe, 333).launch(threads=threads).out.tobytes() for threads in (1, 2, 3, 8)}
+    assert len(results) == 1
+
+
+def test_workers_round_as_their_caller_does(probe: Artifact) -> None:
+    nearest = Run(probe, 3).launch(threads=3, mode=RENDEZVOUS, number=3)
+    downward = Run(probe, 3).launch(threads=3, mode=RENDEZVOUS, number=3, rounding=1)
+    alone = Run(probe, 3).launch(threads=1, rounding=1)
+    again = Run(probe, 3).launch(threads=3, mode=RENDEZVOUS, number=3)
+    assert downward.out == alone.out != nearest.out
+    assert again.out == nearest.out
+
+
+def test_a_forked_child_has_workers_of_its_own(probe: Artifact) -> None:
+    Run(probe, 3).launch(threads=3, mode=RENDEZVOUS, number=3)
+    assert fork_and(lambda: Run(probe, 3).launch(threads=3, mode=RENDEZVOUS, number=3).runs == [1, 1, 1])
+    Run(probe, 3).launch(threads=3, mode=RENDEZVOUS, number=3)
+
+
+def test_a_fork_while_the_pool_is_in_use(probe: Artifact) -> None:
+    busy = Run(probe, 2)
+    owner = threading.Thread(target=lambda: busy.launch(threads=2, mode=WAIT))
+    owner.start()
+    until(lambda: set(busy.worker_of) == {0, 1})
+    assert fork_and(lambda: Run(probe, 3).launch(threads=3, mode=RENDEZVOUS, number=3).runs == [1, 1, 1])
+    busy.flag_and_runs[0] = 1
+    owner.join(10)
+    assert busy.runs == [1, 1]
+
+
+def test_worker_threads_take_no_signals(probe: Artifact) -> None:
+    Run(probe, 3).launch(threads=3, mode=RENDEZVOUS, number=3)
+    blocked = [
+        int(line.split()[1], 16) >> (signal.SIGINT - 1) & 1
+        for task in Path("/proc/self/task").iterdir()
+        for line in (task / "status").read_text().splitlines()
+        if line.startswith("SigBlk")
+    ]
+    assert sum(blocked) >= 2
+
+
+@pytest.mark.parametrize("ending", ["pass", "threading.Thread(target=for_ever, daemon=True).start(); time.sleep(0.1)"])
+def test_the_process_exits_cleanly(probe: Artifact, ending: str) -> None:
+    library = probe.entry.library
+    (pool_library,) = (probe.entry.folder.parents[1] / "thread_pool_fwd").glob("*/*.so")
+    script = f"""
+import array, ctypes, threading, time
+pool = ctypes.cast(ctypes.CDLL({str(pool_library)!r}).nsa_parallel, ctypes.c_void_p)
+probe = ctypes.CDLL({str(library)!r}).nsa_probe
+pointer = ctypes.c_void_p
+probe.argtypes = [pointer, ctypes.c_int32, ctypes.c_int32, pointer, pointer, pointer] + [ctypes.c_int32] * 3
+arrays = [array.array("i", [0] * 500) for _ in range(3)]
+def call(*, tasks=500, mode=0, number=0):
+    assert probe(pool, 3, tasks, *[a.buffer_info()[0] for a in arrays], mode, number, 0) == 0
+def for_ever():
+    while True:
+        call()
+call(tasks=3, mode=2, number=3)
+{ending}
+print("end")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+
+
+def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.001)
+
+
+def fork_and(check: Callable[[], bool], seconds: float = 20.0) -> bool:
+    """Return whether `check` holds in a forked child, within `seconds`."""
+    child = os.fork()
+    if child == 0:
+        passed = False
+        try:
+            passed = check()
+        finally:
+            os._exit(0 if passed else 1)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status == 0
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False

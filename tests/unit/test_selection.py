@@ -1,0 +1,137 @@
+"""Selection: which row serves, along the chain and in the generic lists, and what is said of a bad one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nsa_codegen.desc import KernelDesc
+from nsa_codegen.errors import ScheduleError
+from nsa_codegen.schedule import Schedule, ScheduleSpace
+from nsa_codegen.selection import schedules_folder, select
+from nsa_codegen.target import TARGETS, Target
+
+V4, V3, GENERIC = (TARGETS[name] for name in ("x86_64_v4", "x86_64_v3", "generic"))
+DESC = KernelDesc.of("stream_attention", "float32", group=4, dk=64, dv=64)
+FALLBACK = """
+[chain]
+x86_64_v4 = "x86_64_v3"
+x86_64_v3 = "cpu"
+[generic]
+stream_attention_fwd = [
+  { query_lanes = 64, key_tile = 64, register_rows = 4, register_vectors = 4 },
+  { query_lanes = 32, key_tile = 16, register_rows = 2, register_vectors = 1 },
+]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "fallback.toml").write_text(FALLBACK)
+    return tmp_path
+
+
+def write_rows(folder: Path, arch: str, *rows: tuple[dict[str, Any], dict[str, int]], record: str = "run 1") -> None:
+    path = folder / "stream_attention_fwd" / f"{arch}.json"
+    path.parent.mkdir(exist_ok=True)
+    data = [{"bucket": b, "schedule": s, "record": record, "environment": {}} for b, s in rows]
+    path.write_text(json.dumps(data))
+
+
+def schedule(key_tile: int) -> dict[str, int]:
+    return Schedule(key_tile=key_tile, register_vectors=2).to_json()
+
+
+def test_without_rows_the_first_legal_generic_schedule_serves(folder: Path) -> None:
+    found = select(DESC, V4, folder=folder)
+    assert found.schedule == Schedule(query_lanes=64, key_tile=64, register_rows=4, register_vectors=4)
+    assert found.source == "fallback.toml generic.stream_attention_fwd choice 0"
+    found = select(DESC, V3, folder=folder)  # sixteen registers do not hold the first one's tile
+    assert found.schedule == Schedule(query_lanes=32, key_tile=16, register_rows=2, register_vectors=1)
+    assert found.source == "fallback.toml generic.stream_attention_fwd choice 1"
+
+
+def test_own_rows_come_before_those_along_the_chain(folder: Path) -> None:
+    write_rows(folder, "cpu", ({}, schedule(16)))
+    assert select(DESC, V4, folder=folder).source == "stream_attention_fwd/cpu.json row 0 {}"
+    write_rows(folder, "x86_64_v3", ({"dk": 64}, schedule(32)), ({"dk": 128}, schedule(64)))
+    assert select(DESC, V4, folder=folder).source == 'stream_attention_fwd/x86_64_v3.json row 0 {"dk": 64}'
+    write_rows(folder, "x86_64_v4", ({"dk": 32}, schedule(64)), ({"dk": 64}, schedule(128)))
+    found = select(DESC, V4, folder=folder)
+    assert (found.schedule.key_tile, found.source) == (128, 'stream_attention_fwd/x86_64_v4.json row 1 {"dk": 64}')
+    assert select(DESC, V3, folder=folder).schedule.key_tile == 32
+    # `generic` has no chain here, and so none of these rows.
+    assert select(DESC, GENERIC, folder=folder).source.startswith("fallback.toml")
+
+
+def test_the_bucket_that_says_most_serves_and_the_first_of_equals(folder: Path) -> None:
+    write_rows(
+        folder,
+        "x86_64_v4",
+        ({}, schedule(16)),
+        ({"dk": 64}, schedule(32)),
+        ({"dk": 64, "dtype": "float32"}, schedule(64)),
+        ({"dv": 64, "dtype": "float32"}, schedule(128)),
+    )
+    assert select(DESC, V4, folder=folder).schedule.key_tile == 64
+    half = KernelDesc.of("stream_attention", "float16", group=4, dk=64, dv=64)
+    assert select(half, V4, folder=folder).schedule.key_tile == 32
+    wide = KernelDesc.of("stream_attention", "float16", group=4, dk=128, dv=64)
+    assert select(wide, V4, folder=folder).schedule.key_tile == 16
+
+
+def test_an_illegal_row_is_refused_with_its_place_and_reason(folder: Path) -> None:
+    write_rows(folder, "x86_64_v3", ({}, Schedule(register_rows=8, register_vectors=4).to_json()))
+    with pytest.raises(
+        ScheduleError, match=r"x86_64_v3\.json row 0.*is not legal.*needs 37 registers; x86_64_v3 has 16"
+    ):
+        select(DESC, V3, folder=folder)
+    write_rows(folder, "x86_64_v3", ({}, {"key_tiles": 3}))
+    with pytest.raises(ScheduleError, match=r"row 0 \{\}: Schedule has no field 'key_tiles'"):
+        select(DESC, V3, folder=folder)
+
+
+def test_a_row_without_a_record_is_refused(folder: Path) -> None:
+    write_rows(folder, "x86_64_v4", ({}, schedule(16)), record="")
+    with pytest.raises(ScheduleError, match=r"x86_64_v4\.json row 0 must have .*a record that is not empty"):
+        select(DESC, V4, folder=folder)
+
+
+def test_bad_files_are_named(folder: Path) -> None:
+    with pytest.raises(ScheduleError, match=r"generic\.compress_bwd in fallback\.toml there is none; add one"):
+        select(KernelDesc.of("compress", "float32", direction="bwd"), V4, folder=folder)
+    huge = KernelDesc.of("stream_attention", "float32", dk=100_000, dv=8)
+    with pytest.raises(ScheduleError, match=r"none is legal: choice 0: tiles of .*; choice 1: tiles of"):
+        select(huge, V4, folder=folder)
+    (folder / "stream_attention_fwd").mkdir()
+    (folder / "stream_attention_fwd" / "cpu.json").write_text("[")
+    with pytest.raises(ScheduleError, match=r"cpu\.json is not JSON"):
+        select(DESC, V4, folder=folder)
+    (folder / "fallback.toml").write_text(FALLBACK.replace('"cpu"', '"x86_64_v4"'))
+    with pytest.raises(ScheduleError, match="the chain x86_64_v4 -> x86_64_v3 -> x86_64_v4 has no end"):
+        select(DESC, V4, folder=folder)
+    (folder / "fallback.toml").write_text("[chain]")
+    with pytest.raises(ScheduleError, match=r"has the tables \['chain'\]; it must have 'chain' and 'generic'"):
+        select(DESC, V4, folder=folder)
+    (folder / "fallback.toml").write_text("chain")
+    with pytest.raises(ScheduleError, match="is not TOML"):
+        select(DESC, V4, folder=folder)
+    (folder / "fallback.toml").unlink()
+    with pytest.raises(ScheduleError, match="install nsa_codegen with its schedules"):
+        select(DESC, V4, folder=folder)
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=lambda t: t.name)
+def test_every_template_has_a_generic_schedule_for_every_cpu_target(target: Target) -> None:
+    templates = Path(__file__).parents[2] / "nsa_codegen" / "templates" / "cpu"
+    kinds = [p.stem for p in sorted(templates.glob("*_[fb]wd.py"))]
+    assert "stream_attention_fwd" in kinds
+    for kind in kinds:
+        op, _, direction = kind.rpartition("_")
+        for dk, dv in ((8, 8), (64, 64), (192, 128)):
+            desc = KernelDesc.of(op, "float32", direction=direction, dk=dk, dv=dv)
+            found = select(desc, target, folder=schedules_folder())
+            assert ScheduleSpace.check(found.schedule, desc, target) is None
