@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dispatch, reference
+from . import dispatch
 from .desc import KernelDesc
 from .dispatch import NAMESPACE, define_op, dtype_name, fake_op, gather_desc, run, stream_desc
 from .errors import NSAError
@@ -63,8 +63,8 @@ def _stream_backward_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Any:
 
 
 @define_op(
-    "gather_attention_backward(Tensor q, Tensor k, Tensor v, Tensor block_indices, Tensor out, Tensor lse, Tensor dout, "
-    "Tensor dlse, int block, bool causal, SymInt q_start, float scale) -> (Tensor, Tensor, Tensor)"
+    "gather_attention_backward(Tensor q, Tensor k, Tensor v, Tensor block_indices, Tensor out, Tensor lse, "
+    "Tensor dout, Tensor dlse, int block, bool causal, SymInt q_start, float scale) -> (Tensor, Tensor, Tensor)"
 )
 def _gather_backward(
     q: Tensor,
@@ -113,6 +113,7 @@ def _combine_backward_fake(outs: list[Tensor], gates: Tensor, dout: Tensor) -> A
     return [o.new_empty(o.shape) for o in outs], gates.new_empty(gates.shape)
 
 
+_WINDOWS_PER_STEP = 1024
 _WEIGHTS = ("weight", "bias", "position", "w1", "b1", "w2", "b2")
 
 
@@ -138,15 +139,27 @@ def _compress_backward(
 
 
 def _mlp_backward(x: Tensor, dout: Tensor, kernel: int, stride: int, given: dict[str, Tensor]) -> list[Tensor]:
-    """Gradients of the mlp: products of whole matrices, hence torch's, in float32."""
-    with torch.enable_grad():
-        leaves = [t.detach().float().requires_grad_() for t in (x, *given.values())]
-        wide, position, w1, b1, w2, b2 = leaves
-        out = reference.compress(
-            wide, kernel=kernel, stride=stride, method="mlp", weight=(position, w1, w2), bias=(b1, b2)
-        )
-        grads = torch.autograd.grad(out, leaves, dout.float())
-    return [g.to(t.dtype) for g, t in zip(grads, (x, *given.values()), strict=True)]
+    """Gradients of the mlp: products of whole matrices, hence torch's, in float32, a run of windows at a time."""
+    position, w1, b1, w2 = (given[name].float() for name in _WEIGHTS[2:6])
+    grads = {name: torch.zeros_like(given[name], dtype=torch.float32) for name in given}
+    grad_x = torch.zeros_like(x, dtype=torch.float32)
+    for first in range(0, dout.shape[1], _WINDOWS_PER_STEP):
+        grad = dout[:, first : first + _WINDOWS_PER_STEP].float()
+        starts = torch.arange(first, first + grad.shape[1]) * stride
+        at = starts[:, None] + torch.arange(kernel)
+        flat = (x[:, at].float() + position[:, None, :]).transpose(2, 3).flatten(3)
+        before = torch.nn.functional.linear(flat, w1, b1)
+        inner = torch.nn.functional.gelu(before)
+        grad_before = torch.ops.aten.gelu_backward(grad @ w2, before)
+        grad_flat = (grad_before @ w1).unflatten(-1, position.shape).transpose(2, 3)
+        grads["w2"] += grad.flatten(0, 2).T @ inner.flatten(0, 2)
+        grads["b2"] += grad.sum(dim=(0, 1, 2))
+        grads["w1"] += grad_before.flatten(0, 2).T @ flat.flatten(0, 2)
+        grads["b1"] += grad_before.sum(dim=(0, 1, 2))
+        grads["position"] += grad_flat.sum(dim=(0, 1, 3))
+        for u in range(kernel):  # within one u every window has its own token
+            grad_x[:, starts + u] += grad_flat[:, :, u]
+    return [grad_x.to(x.dtype), *(grads[name].to(w.dtype) for name, w in given.items())]
 
 
 @fake_op("compress_backward")

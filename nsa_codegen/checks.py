@@ -85,7 +85,7 @@ def checked_start(call: str, q_start: int | None, q: Tensor, keys: int) -> int:
 def checked_scale(call: str, scale: float | None, q: Tensor) -> float:
     """Return the factor on the scores: given, or `Dk ** -0.5`."""
     if scale is None:
-        return float(q.shape[3]) ** -0.5
+        return 1.0 / math.sqrt(q.shape[3])
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
         raise InputError(f"{call}: scale = {scale!r} is not allowed; give a finite number, or None for Dk ** -0.5")
     return float(scale)

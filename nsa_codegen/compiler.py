@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,6 +103,20 @@ def compile_shared(folder: Path, *, target: Target, seconds: float = _LIMIT_SECO
         flags=flags,
         processor=processor_name(),
     )
+
+
+def compile_assembly(text: str, target: Target, seconds: float = _LIMIT_SECONDS) -> str:
+    """Return the assembly that the compiler makes of a kernel's text; raises `CompilerError`."""
+    compiler = find_compiler()
+    flags = tuple(f for f in compile_flags(target) if f != "-shared")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / SOURCE).write_text(text)
+        command = [*compiler.command, *_spelled_for(compiler, flags), "-S", SOURCE, "-o", "kernel.s"]
+        status, output = _run(command, folder, seconds)
+        if status != 0:
+            raise CompilerError(f"{shlex.join(command)} ended with status {status}: {output.strip()[:2000]}")
+        return (folder / "kernel.s").read_text()
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,11 @@ class KernelDesc:
     ) -> KernelDesc:
         """Return a desc with `dims` given as keywords."""
         return cls(op=op, dtype=dtype, direction=direction, dims=tuple(dims.items()), visible=visible)
+
+    def replace(self, **dims: int | str) -> KernelDesc:
+        """Return the desc with some dims changed or added."""
+        merged = {**dict(self.dims), **dims}
+        return dataclasses.replace(self, dims=tuple(merged.items()))
 
     def size(self, name: str) -> int:
         """Return the static size called `name`."""

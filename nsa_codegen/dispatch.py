@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,8 +26,9 @@ from .selection import select
 from .target import native_target
 from .tiling import ceil_div
 
+F = TypeVar("F", bound=Callable[..., Any])
 NAMESPACE = "nsa_codegen"
-LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+LIBRARY: Any = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +64,6 @@ def run(desc: KernelDesc, **arguments: Any) -> tuple[Tensor, ...]:
     return launch.outputs
 
 
-def visible_text(visible: RangeSet) -> str:
-    """Return `visible` as the text by which the op `stream_attention` takes it."""
-    return json.dumps(visible.to_json(), separators=(",", ":"))
-
-
 @functools.cache
 def _visible(text: str) -> RangeSet:
     return RangeSet.from_json(json.loads(text))
@@ -79,7 +76,7 @@ def dtype_name(x: Tensor) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def stream_desc(text: str, dtype: str, group: int, dk: int, dv: int) -> KernelDesc:
-    """Return the desc of a streamed attention over the index set that `visible_text` spelled."""
+    """Return the desc of a streamed attention over the index set that `RangeSet.text` spells."""
     return KernelDesc.of("stream_attention", dtype, visible=_visible(text), group=group, dk=dk, dv=dv)
 
 
@@ -87,25 +84,26 @@ def stream_desc(text: str, dtype: str, group: int, dk: int, dv: int) -> KernelDe
 def gather_desc(dtype: str, group: int, dk: int, dv: int, block: int, n: int, causal: bool, source: str) -> KernelDesc:
     """Return the desc of a gathered attention."""
     reach = "causal" if causal else "all"
-    dims = {"group": group, "dk": dk, "dv": dv, "block": block, "n": n}
+    dims: dict[str, Any] = {"group": group, "dk": dk, "dv": dv, "block": block, "n": n}
     return KernelDesc.of("gather_attention", dtype, reach=reach, source=source, **dims)
 
 
-def define_op(schema: str) -> Any:
+def define_op(schema: str) -> Callable[[F], F]:
     """Define the op of `schema`, implemented on the CPU by the function below it."""
     name = schema.partition("(")[0]
     LIBRARY.define(schema)
 
-    def register(implementation: Any) -> Any:
+    def register(implementation: F) -> F:
         LIBRARY.impl(name, implementation, "CPU")
         return implementation
 
     return register
 
 
-def fake_op(name: str) -> Any:
+def fake_op(name: str) -> Callable[[F], F]:
     """Register the function below as what `torch.compile` and the meta device run for the op `name`."""
-    return torch.library.register_fake(f"{NAMESPACE}::{name}", lib=LIBRARY)
+    decorate: Callable[[F], F] = torch.library.register_fake(f"{NAMESPACE}::{name}", lib=LIBRARY)
+    return decorate
 
 
 @define_op(
@@ -119,8 +117,7 @@ def _compress(x: Tensor, method: str, kernel: int, stride: int, *weights: Tensor
         given["bias"] = x.new_zeros(x.shape[2:])
     desc = compress_desc(method, dtype_name(x), kernel=kernel, stride=stride, dim=x.shape[3])
     if method == "mlp":
-        hidden = given["w1"].shape[0]
-        desc = KernelDesc.of("compress", desc.dtype, **{**dict(desc.dims), "hidden": hidden})
+        desc = desc.replace(hidden=given["w1"].shape[0])
     return run(desc, x=x.contiguous(), **given)[0]
 
 

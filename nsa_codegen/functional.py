@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from . import autograd, dispatch, reference
+from . import autograd, reference
 from .checks import (
     checked_scale,
     checked_start,
@@ -54,10 +54,11 @@ def compress(
     reference.check_weights(x, kernel=kernel, method=method, weight=weight, bias=bias)
     if not use_compiled("compress", impl, x):
         return reference.compress(x, kernel=kernel, stride=stride, method=method, weight=weight, bias=bias)
-    conv: tuple[Tensor | None, ...] = (weight, bias) if method == "conv" else (None, None)
-    mlp: tuple[Tensor | None, ...] = (None,) * 5
+    conv: tuple[Weights, ...] = (weight, bias) if method == "conv" else (None, None)
+    mlp: tuple[Weights, ...] = (None,) * 5
     if method == "mlp":
-        (position, w1, w2), (b1, b2) = weight, bias  # type: ignore[misc]
+        assert weight is not None and bias is not None  # checked above
+        (position, w1, w2), (b1, b2) = weight, bias
         mlp = (position, w1, b1, w2, b2)
     out: Tensor = _ops.compress(x, method, kernel, stride, *conv, *mlp)
     return out
@@ -230,8 +231,8 @@ def nsa_attention(
     if k_cmp is None or v_cmp is None:
         if spec.compression != "mean":
             raise InputError(
-                f"{call}: spec.compression = {spec.compression!r} has weights; pass k_cmp and v_cmp, made by compress(), "
-                f"or use a spec with compression='mean'"
+                f"{call}: spec.compression = {spec.compression!r} has weights; pass k_cmp and v_cmp, made by "
+                f"compress(), or use a spec with compression='mean'"
             )
         k_cmp = compress(k, kernel=spec.kernel, stride=spec.stride, impl=impl)
         v_cmp = compress(v, kernel=spec.kernel, stride=spec.stride, impl=impl)
@@ -304,7 +305,7 @@ def _stream(
     if q_start < 0:
         raise InputError(f"{call}: q_start = {q_start} is not allowed; give the first query's position, >= 0")
     if use_compiled(call, impl, q):
-        out, lse = _ops.stream_attention(q, k, v, dispatch.visible_text(visible), q_start, factor)
+        out, lse = _ops.stream_attention(q, k, v, visible.text, q_start, factor)
         return out, lse
     return reference.stream_attention(q, k, v, visible, q_start=q_start, scale=factor)
 

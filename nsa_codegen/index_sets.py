@@ -7,7 +7,8 @@ that keys are gathered by block.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import json
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from .errors import SpecError, nearest
@@ -77,13 +78,14 @@ class RangeSet:
 
     kind: ClassVar[str] = "streamed"
     ranges: tuple[Range, ...]
+    text: str = field(init=False, repr=False, compare=False)  # the ranges as JSON, which torch ops take as a string
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "text", json.dumps(self.to_json(), separators=(",", ":")))
         if not self.ranges:
             raise SpecError("RangeSet.ranges = () is not allowed: give at least one range")
         for before, after in zip(self.ranges, self.ranges[1:], strict=False):
-            late = [(b.lo.at(t, 1 << 40), a.lo.at(t, 1 << 40)) for b, a in [(before, after)] for t in (0, 1 << 20)]
-            if any(first > second for first, second in late):
+            if not _never_above(before.lo, after.lo):
                 raise SpecError(
                     f"RangeSet.ranges = {self} is not allowed: ranges must be in ascending order of their lower ends; "
                     f"swap the two sides of '|'"
@@ -115,6 +117,27 @@ class RangeSet:
 
     def __str__(self) -> str:
         return " | ".join(str(r) for r in self.ranges)
+
+
+def _never_above(before: Bound, after: Bound) -> bool:
+    """Return whether `before.at(t, keys) <= after.at(t, keys)` for every `t >= 0` and every number of keys.
+
+    A bound reaches the value `v >= 1` at `t = max(0, v * divisor - offset)`, or never if `v` passes its cap. So
+    `before` must reach no value sooner than `after` does: a comparison of two lines in `v`, settled at its ends.
+    """
+    last = before.cap  # the greatest value that `before` reaches
+    if last is not END and last < 1:
+        return True
+    if after.cap is not END and (last is END or after.cap < last):
+        return False
+    if after.divisor == 0:
+        return True  # `after` reaches everything at t = 0
+    slope = before.divisor - after.divisor
+    gap = (before.offset if before.divisor else 0) - after.offset
+    start = max(1, after.offset // after.divisor + 1)  # the least value that `after` does not have at t = 0
+    if last is END:
+        return slope >= 0 and start * slope >= gap
+    return start > last or min(start * slope, last * slope) >= gap
 
 
 SCORES = ("mean_key", "compressed")

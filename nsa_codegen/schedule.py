@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from .desc import KernelDesc
 from .errors import ScheduleError, nearest
@@ -48,7 +48,7 @@ class Schedule:
 class ScheduleSpace:
     """The schedules that a desc may have on a target."""
 
-    axes: dict[str, tuple[int, ...]] = {
+    axes: ClassVar[dict[str, tuple[int, ...]]] = {
         "query_lanes": (16, 32, 64, 128),
         "key_tile": (16, 32, 64, 128),
         "register_rows": (2, 4, 6, 8),
@@ -76,7 +76,8 @@ class ScheduleSpace:
         tile = schedule.register_rows * schedule.register_vectors
         needed = tile + schedule.register_vectors + 1
         if needed > target.vector_registers:
-            return f"a register tile of {tile} vectors needs {needed} registers; {target.name} has {target.vector_registers}"
+            have = target.vector_registers
+            return f"a register tile of {tile} vectors needs {needed} registers; {target.name} has {have}"
         scratch = 4 * schedule.query_lanes * (schedule.key_tile + desc_depth(desc))
         if scratch > MAX_SCRATCH_BYTES:
             return f"tiles of {scratch} bytes pass the {MAX_SCRATCH_BYTES} allowed on a worker's stack"

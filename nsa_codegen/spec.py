@@ -5,7 +5,7 @@ A spec is turned into a `Program` by `program()`; nothing below the declaration 
 
 from __future__ import annotations
 
-from dataclasses import InitVar, dataclass, fields, replace
+from dataclasses import InitVar, dataclass, field, fields, replace
 from typing import Any
 
 from .errors import SpecError, UnknownOptionError, nearest
@@ -55,6 +55,7 @@ class NSASpec:
     causal: bool = True
     pool_queries: bool = False
     compression_ratio: InitVar[int | None] = None
+    _program: Program = field(init=False, repr=False, compare=False)
 
     def __post_init__(self, compression_ratio: int | None) -> None:
         self._fill_defaults(compression_ratio)
@@ -69,6 +70,7 @@ class NSASpec:
             if not isinstance(getattr(self, flag), bool):
                 raise SpecError(f"NSASpec.{flag} = {getattr(self, flag)!r} is not allowed: it must be True or False")
         self._require_combination()
+        object.__setattr__(self, "_program", self._make_program())  # made once: layers ask for it at every call
 
     def _fill_defaults(self, compression_ratio: int | None) -> None:
         given = [name for name in ("compression_kernel", "compression_stride") if getattr(self, name) is not None]
@@ -184,6 +186,9 @@ class NSASpec:
 
     def program(self) -> Program:
         """Return the three paths and their combination as a `Program`."""
+        return self._program
+
+    def _make_program(self) -> Program:
         phi = Phi(method=self.compression, kernel=self.kernel, stride=self.stride)
         selected = top_k(
             self.selection,
@@ -209,7 +214,7 @@ class NSASpec:
         )
 
 
-OPTIONS = (*(f.name for f in fields(NSASpec)), "compression_ratio")
+OPTIONS = (*(f.name for f in fields(NSASpec) if f.init), "compression_ratio")
 
 
 def checked_options(given: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..desc import KernelDesc
 from ..index_sets import TopK
 from ..program import Path, Phi, Program
@@ -36,11 +38,11 @@ def path_descs(program: Program, path: Path, dtype: str) -> list[KernelDesc]:
     found = []
     if isinstance(path.keys, Phi):
         phi = path.keys
-        dims = dict.fromkeys((program.head_dim, program.dv))
-        found += [compress_desc(phi.method, dtype, kernel=phi.kernel, stride=phi.stride, dim=d) for d in dims]
+        widths = dict.fromkeys((program.head_dim, program.dv))
+        found += [compress_desc(phi.method, dtype, kernel=phi.kernel, stride=phi.stride, dim=d) for d in widths]
         if path.pool_queries:
             found.append(compress_desc("mean", dtype, kernel=phi.kernel, stride=phi.stride, dim=program.head_dim))
-    attention = {"group": program.group, "dk": program.head_dim, "dv": program.dv}
+    attention: dict[str, Any] = {"group": program.group, "dk": program.head_dim, "dv": program.dv}
     if not isinstance(path.visible, TopK):
         return [*found, KernelDesc.of("stream_attention", dtype, visible=path.visible, **attention)]
     visible, reach = path.visible, "causal" if path.visible.causal else "all"
@@ -57,7 +59,7 @@ def path_descs(program: Program, path: Path, dtype: str) -> list[KernelDesc]:
     return found
 
 
-def select_desc(visible: TopK, dtype: str, **dims: int) -> KernelDesc:
+def select_desc(visible: TopK, dtype: str, **dims: Any) -> KernelDesc:
     """Return the desc of the selection that `visible` asks for; `dims` are group, dk, and kernel, stride of phi."""
     return KernelDesc.of(
         "select_blocks",

@@ -106,5 +106,5 @@ def scratch(*shape: int) -> Tensor:
 
 def backward_part(desc: KernelDesc, part: str, **dims: int | str) -> KernelDesc:
     """Return the backward desc `part` of a forward desc; `dims` replace its own where given."""
-    kept: dict[str, int | str] = dims or dict(desc.dims)
+    kept: dict[str, Any] = dims or dict(desc.dims)
     return KernelDesc.of(desc.op, desc.dtype, direction="bwd", visible=desc.visible, part=part, **kept)

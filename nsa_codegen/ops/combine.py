@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -40,7 +42,8 @@ def prepare(desc: KernelDesc, schedule: Schedule, workers: int, *, outs: list[Te
 
 def backward_descs(desc: KernelDesc) -> tuple[KernelDesc, ...]:
     """Return the one kernel of the backward."""
-    return (KernelDesc.of("combine", desc.dtype, direction="bwd", **dict(desc.dims)),)
+    dims: dict[str, Any] = dict(desc.dims)
+    return (KernelDesc.of("combine", desc.dtype, direction="bwd", **dims),)
 
 
 def prepare_backward(

@@ -119,12 +119,14 @@ COMPRESS = OpDef(
     summary="compressed tokens: mean, depthwise strided convolution, or mlp with intra-block position encoding",
     inputs={"x": "B S Hkv D"},
     outputs={"out": "B N Hkv D"},
-    samples=tuple(
-        compress_desc(method, dtype, kernel=kernel, stride=stride, dim=dim)
-        for method in ("mean", "conv", "mlp")
-        for dtype, kernel, stride, dim in (("float32", 4, 4, 32), ("bfloat16", 8, 4, 80), ("float16", 6, 3, 8))
-    )
-    + (compress_desc("mean", "bfloat16", kernel=16, stride=16, dim=64, out="float32"),),
+    samples=(
+        *(
+            compress_desc(method, dtype, kernel=kernel, stride=stride, dim=dim)
+            for method in ("mean", "conv", "mlp")
+            for dtype, kernel, stride, dim in (("float32", 4, 4, 32), ("bfloat16", 8, 4, 80), ("float16", 6, 3, 8))
+        ),
+        compress_desc("mean", "bfloat16", kernel=16, stride=16, dim=64, out="float32"),
+    ),
     make_inputs=make_inputs,
     reference=run_reference,
     prepare=prepare,

@@ -106,8 +106,10 @@ def backward_pack_descs(desc: KernelDesc) -> dict[str, KernelDesc]:
 def inverse_index(
     block_indices: Tensor, *, block: int, blocks: int, q_start: int, causal: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return for each block the queries that list it: `starts` int64 [B, Hkv, blocks, 2] (begin and end in `listing`)
-    and `listing` int32, ascending per block. Lists `[B, T, Hkv, n]` may hold anything; what adds nothing is left out.
+    """Return for each block the queries that list it, `starts` and `listing`.
+
+    `starts` is int64 [B, Hkv, blocks, 2], begin and end in the int32 `listing`, which ascends per block. The lists
+    `[B, T, Hkv, n]` may hold anything; what adds nothing is left out.
     """
     batch, tokens, kv_heads, n = block_indices.shape
     lists = block_indices.transpose(1, 2).sort(dim=-1).values.long()
@@ -130,8 +132,10 @@ def inverse_index(
 def prepare_backward(
     desc: KernelDesc, schedule: Schedule, workers: int, *, q: Tensor, k: Tensor, v: Tensor, **rest: Any
 ) -> Launch:
-    """Return the launch of one part: `queries` gives dq and delta from packed blocks, lists, out, lse, dout and dlse;
-    `keys`, from packed blocks, the inverse index, lse, delta and dout, gives dk and dv.
+    """Return the launch of one part.
+
+    `queries` gives dq and delta from packed blocks, lists, out, lse, dout and dlse; `keys` gives dk and dv from packed
+    blocks, the inverse index, lse, delta and dout.
     """
     batch, tokens, heads, _ = q.shape
     keys, kv_heads, blocks = k.shape[1], k.shape[2], ceil_div(k.shape[1], desc.size("block"))

@@ -93,11 +93,11 @@ def work(desc: KernelDesc, sizes: Sizes) -> Work:
     return Work(operations=2 * heads * rows * pairs * dk, bytes=heads * moved)
 
 
-def _compressed(dtype: str, **dims: int) -> KernelDesc:
+def _compressed(dtype: str, **dims: Any) -> KernelDesc:
     return KernelDesc.of("select_blocks", dtype, method="compressed", **dims)
 
 
-def _mean_key(dtype: str, **dims: int) -> KernelDesc:
+def _mean_key(dtype: str, **dims: Any) -> KernelDesc:
     return KernelDesc.of("select_blocks", dtype, method="mean_key", **dims)
 
 

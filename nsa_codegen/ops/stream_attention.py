@@ -77,8 +77,9 @@ def backward_descs(desc: KernelDesc) -> tuple[KernelDesc, ...]:
 def prepare_backward(
     desc: KernelDesc, schedule: Schedule, workers: int, *, q: Tensor, k: Tensor, v: Tensor, **rest: Any
 ) -> Launch:
-    """Return the launch of one part: `queries` gives dq and delta from out, lse, dout, dlse; `keys`, from lse, delta
-    and dout, gives dk and dv.
+    """Return the launch of one part.
+
+    `queries` gives dq and delta from out, lse, dout and dlse; `keys` gives dk and dv from lse, delta and dout.
     """
     batch, tokens, heads, _ = q.shape
     keys, kv_heads = k.shape[1], k.shape[2]

@@ -43,8 +43,9 @@ def scalar(name: str, *arguments: Any) -> Any:
 
 
 def rows_at(dtype: str, x: Any, staged: Any, *index: Any) -> tuple[Any, Any, Any]:
-    """Return address, row stride and column stride of a float32 matrix: `x` from `index` (batch row, position, head,
-    ...) on, one row per position, or its copy `staged` where `x` has to be converted.
+    """Return address, row stride and column stride of a float32 matrix with one row per position.
+
+    It is `x` from `index` (batch row, position, head, ...) on, or its copy `staged` where `x` has to be converted.
     """
     if dtype != "float32":
         return staged.data, x.shape[-1], 1

@@ -19,7 +19,7 @@ def get_compress_bwd_kernel(desc: KernelDesc, schedule: Schedule, target: Target
 
 
 def tokens_kernel(desc: KernelDesc) -> Any:
-    """Return the kernel dout, weight -> dx: token t gets weight[t - i*stride] * dout[i] of every window i that holds it."""
+    """Return the kernel dout, weight -> dx: of every window i that holds token t, weight[t - i*stride] * dout[i]."""
     dtype, dim, kernel, stride = desc.dtype, desc.size("dim"), desc.size("kernel"), desc.size("stride")
     mean = desc.word("method") == "mean"
     batch, keys, kv_heads, windows = (T.dynamic(x) for x in ("batch", "keys", "kv_heads", "windows"))

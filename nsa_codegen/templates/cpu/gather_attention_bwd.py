@@ -22,7 +22,7 @@ def get_gather_attention_bwd_kernel(desc: KernelDesc, schedule: Schedule, target
 
 
 def queries_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
-    """Return the kernel q, packed k by columns and rows, packed v by columns, list, out, lse, dout, dlse -> dq, delta."""
+    """Return the kernel q, k packed both ways, v by columns, list, out, lse, dout, dlse -> dq, delta."""
     dtype, group, dk, dv = desc.dtype, desc.size("group"), desc.size("dk"), desc.size("dv")
     block, n, causal = desc.size("block"), desc.size("n"), desc.word("reach") == "causal"
     storage, width, columns = STORAGE[dtype], padded(block), padded(dk)

@@ -16,7 +16,7 @@ from .common import ELEMENT, NEG_INF, STORAGE, call, decode_task, down, mask_tai
 
 
 def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any:
-    """Return the kernel for `desc` (`group`, `dk`, `dv`, `block`, `n`, `reach`, `source`): q, k, v, list -> out, lse."""
+    """Return the kernel for `desc` (`group`, `dk`, `dv`, `block`, `n`, `reach`, `source`)."""
     dtype, group, dk, dv = desc.dtype, desc.size("group"), desc.size("dk"), desc.size("dv")
     block, n, causal = desc.size("block"), desc.size("n"), desc.word("reach") == "causal"
     packed, element, storage = desc.word("source") == "packed", ELEMENT[dtype], STORAGE[dtype]

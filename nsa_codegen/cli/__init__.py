@@ -1,0 +1,27 @@
+"""`nsa-codegen`: build, inspect and verify kernels, show the environment, and run the demo.
+
+Each command imports what it needs when it runs, so that `nsa-codegen --help` is instant. What goes wrong on purpose
+(`NSAError`) is one red line on stderr and exit code 1.
+"""
+
+from __future__ import annotations
+
+from .app import app
+from .build import build
+from .demo import demo
+from .env import env
+from .inspect import inspect
+from .stored import list_kernels
+from .verify import verify
+
+__all__ = ["app"]
+
+for name, command in {
+    "build": build,
+    "inspect": inspect,
+    "list": list_kernels,
+    "verify": verify,
+    "env": env,
+    "demo": demo,
+}.items():
+    app.command(name)(command)

@@ -1,0 +1,60 @@
+"""Which kernels a program takes, forward and backward, each with its schedule: what is built ahead of use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .build import Request
+from .desc import KernelDesc
+from .index_sets import require_choice
+from .ops import OPS, program_descs
+from .ops.gather_attention import backward_pack_descs
+from .program import Phi, Program
+from .selection import select
+from .target import Target
+
+DIRECTIONS = ("fwd", "bwd", "both")
+
+
+def needed_descs(program: Program, dtype: str, direction: str = "both") -> tuple[KernelDesc, ...]:
+    """Return the descs of the kernels that `direction` of `program` runs on tensors of `dtype`, each once.
+
+    `"bwd"` is what a backward pass runs beside the forward's kernels. Raises `SpecError`.
+    """
+    require_choice("needed_descs", "direction", direction, DIRECTIONS)
+    forward = program_descs(program, dtype)
+    backward = tuple(b for desc in forward if _differentiated(desc, program) for b in _backward(desc))
+    chosen = {"fwd": forward, "bwd": backward, "both": (*forward, *backward)}[direction]
+    return tuple(dict.fromkeys(chosen))
+
+
+def needed_requests(program: Program, dtype: str, target: Target, direction: str = "both") -> tuple[Request, ...]:
+    """Return `needed_descs`, each with the schedule that is selected for it on `target`.
+
+    Raises `SpecError` and `ScheduleError`.
+    """
+    descs = needed_descs(program, dtype, direction)
+    return tuple(Request(desc=d, schedule=select(d, target).schedule, target=target) for d in descs)
+
+
+def _differentiated(desc: KernelDesc, program: Program) -> bool:
+    """Return whether gradients pass through `desc`: not through the block means of a selection, nor twice a gather."""
+    if desc.op == "gather_attention":
+        return desc.word("source") == "packed"  # the backward of both sources is this one's
+    if desc.op == "compress":
+        return (desc.word("method"), desc.size("kernel"), desc.size("stride")) in set(_phis(program))
+    return True
+
+
+def _phis(program: Program) -> Iterator[tuple[str, int, int]]:
+    for path in program.paths:
+        if isinstance(path.keys, Phi):
+            yield path.keys.method, path.keys.kernel, path.keys.stride
+            if path.pool_queries:
+                yield "mean", path.keys.kernel, path.keys.stride
+
+
+def _backward(desc: KernelDesc) -> Iterator[KernelDesc]:
+    yield from OPS[desc.op].backward_descs(desc)
+    if desc.op == "gather_attention":
+        yield from backward_pack_descs(desc).values()
