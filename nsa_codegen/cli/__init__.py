@@ -16,12 +16,9 @@ from .verify import verify
 
 __all__ = ["app"]
 
-for name, command in {
-    "build": build,
-    "inspect": inspect,
-    "list": list_kernels,
-    "verify": verify,
-    "env": env,
-    "demo": demo,
-}.items():
-    app.command(name)(command)
+app.command("build")(build)
+app.command("inspect")(inspect)
+app.command("list")(list_kernels)
+app.command("verify")(verify)
+app.command("env")(env)
+app.command("demo")(demo)

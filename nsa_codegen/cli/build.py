@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..build import Built, Request, build_all
+from ..index_sets import require_choice
 from ..spec import NSASpec
 from ..store import default_root
 from ..target import parse_target
@@ -30,8 +31,9 @@ def build(
     A kernel is stored (there already), compiled (its text was there), lowered (and compiled), or failed; then the
     exit code is 1.
     """
-    from ..requests import needed_requests
+    from ..requests import DIRECTIONS, needed_requests
 
+    require_choice("build", "direction", direction, DIRECTIONS)
     outcomes = build_with_progress(needed_requests(spec.program(), dtype, parse_target(target), direction), jobs=jobs)
     rows = [_row(o) for o in outcomes]
     if as_json:

@@ -22,6 +22,7 @@ VARIABLES = {
     "NSA_CODEGEN_NO_BUILD": "1: a kernel that is not stored is an error, and nothing is built at run time",
     "NSA_CODEGEN_TARGET": "architecture instead of the detected one, e.g. x86_64_v3",
     "CXX": "C++ compiler, with arguments if need be; else g++, clang++, or the Python package ziglang",
+    "OMP_WAIT_POLICY": "passive lets torch's idle threads sleep; faster where cores are shared (demo and make set it)",
     "OMP_NUM_THREADS": "threads of torch and of the kernels (torch.set_num_threads overrides it)",
 }
 

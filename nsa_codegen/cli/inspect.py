@@ -6,13 +6,13 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..compiler import compile_assembly
 from ..desc import KernelDesc
-from ..errors import CompilerError, InputError, StoreError, TargetError, nearest
+from ..errors import CompilerError, InputError, StoreError, nearest
 from ..index_sets import require_choice
 from ..lowering import KernelSource, lower, primitive_function
 from ..manifest import RequestKey
@@ -104,9 +104,7 @@ def _find(name: str, program: Program, dtype: str, target_name: str) -> list[Sho
     )
 
 
-def _of_program(
-    kind: tuple[str, str], program: Program, dtype: str, target: Target, store: KernelStore
-) -> list[Shown]:
+def _of_program(kind: tuple[str, str], program: Program, dtype: str, target: Target, store: KernelStore) -> list[Shown]:
     from ..requests import needed_descs
     from ..selection import select
 
@@ -120,9 +118,7 @@ def _of_program(
     for desc in found:
         selected = select(desc, target)
         entry = store.lookup(RequestKey.of(desc, selected.schedule, target))
-        kernels.append(
-            Shown(desc=desc, schedule=selected.schedule, origin=selected.source, target=target, entry=entry)
-        )
+        kernels.append(Shown(desc=desc, schedule=selected.schedule, origin=selected.source, target=target, entry=entry))
     return kernels
 
 

@@ -92,6 +92,20 @@ def test_top_k_counts_tokens_of_its_blocks(n: int, block: int, keys: int, data: 
     assert top_k("mean_key", n=n, block=block).count(t, keys) == len(whole + [j for j in mine if j <= t])
 
 
+@settings(max_examples=500)
+@given(bounds, bounds)
+def test_order_of_ranges_is_checked_at_every_position(before: Bound, after: Bound) -> None:
+    """Offsets reach 40, caps 60, divisors 5: by position 60 * 5 + 40 every bound is at its cap, or grows steadily."""
+    hi = Bound(offset=1, divisor=1)
+    ordered = all(before.at(t, 1 << 40) <= after.at(t, 1 << 40) for t in [*range(1000), 1 << 30])
+    try:
+        RangeSet(ranges=(Range(lo=before, hi=hi), Range(lo=after, hi=hi)))
+    except SpecError:
+        assert not ordered
+    else:
+        assert ordered
+
+
 def test_sets_print_as_formulas() -> None:
     assert str(first(4) | window(64)) == "[0, min(t+1, 4)) | [t-63, t+1)"
     assert str(complete(32, 16)) == "[0, (t-15)//16)"

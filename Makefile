@@ -1,0 +1,65 @@
+# The two commands are `make demo` and `make test`: each makes .venv, installs torch and this package, and runs.
+# All they need is Python >= 3.11 (PYTHON=...), gcc or clang, and an index to install from (pip's own configuration).
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_VERSION ?= 2.13.0
+# What pip installs for torch, with options if need be; empty: see torch-installed below.
+# Example: make test TORCH_SPEC="torch==2.13.0+cpu --index-url https://download.pytorch.org/whl/cpu"
+TORCH_SPEC ?=
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+PYTEST_ARGS ?= -n 2
+DEMO_ARGS ?=
+
+# Threads that spin while they wait slow each other down tenfold where processes share cores.
+export OMP_WAIT_POLICY ?= passive
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+READY := $(VENV)/.installed
+
+.PHONY: demo test lint format types layers torch-installed clean
+
+demo: $(READY)
+	$(BIN)/nsa-codegen demo $(DEMO_ARGS)
+
+# pytest ends with 5, hence make with an error, if it collects nothing.
+test: $(READY)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(READY)
+	$(BIN)/mypy
+
+layers: $(READY)
+	$(BIN)/python -m pytest tests/unit/test_layers.py
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than Python 3.11; give another one with PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# PyPI's wheel for Linux brings gigabytes of CUDA. Without an NVIDIA GPU we ask for the local version +cpu, which a
+# CUDA wheel can never satisfy: first of the places that pip is configured for, then of PyTorch's index of CPU wheels.
+# Platforms without such wheels (macOS) have CPU builds under the plain version.
+torch-installed: $(BIN)/python
+	@if $(BIN)/python -c 'import torch' 2>/dev/null; then exit 0; fi; set -ex; \
+	if [ -n '$(TORCH_SPEC)' ]; then $(PIP) install $(TORCH_SPEC); \
+	elif command -v nvidia-smi >/dev/null || [ "$$(uname -s)" != Linux ]; then $(PIP) install 'torch==$(TORCH_VERSION)'; \
+	else $(PIP) install 'torch==$(TORCH_VERSION)+cpu' || \
+		$(PIP) install 'torch==$(TORCH_VERSION)+cpu' --extra-index-url $(TORCH_CPU_INDEX); fi
+
+$(READY): pyproject.toml | $(BIN)/python
+	@$(MAKE) --no-print-directory torch-installed
+	$(PIP) install --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

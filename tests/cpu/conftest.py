@@ -1,0 +1,54 @@
+"""Kernels for the tests of this folder: one cache of built kernels, filled ahead by all cores, shared by all workers.
+
+A test module names the descs that it will run in `KERNELS`; what the collected modules name is built before the first
+test. The cache, `.cache/kernels` in the checkout, lasts: a second run builds nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+CACHE = HERE.parents[1] / ".cache" / "kernels"
+sys.path.insert(0, str(HERE))  # for `cases`, which all modules here share
+
+
+@pytest.fixture(scope="session")
+def kernels(request: pytest.FixtureRequest) -> Path:
+    """The cache, with every kernel that the collected modules of this folder name."""
+    from nsa_codegen.build import Request, build_all
+    from nsa_codegen.desc import KernelDesc
+    from nsa_codegen.selection import select
+    from nsa_codegen.store import KernelStore
+    from nsa_codegen.target import native_target
+
+    modules = {item.module for item in request.session.items if HERE in item.path.parents}
+    descs: dict[KernelDesc, None] = {}
+    for module in sorted(modules, key=lambda m: m.__name__):
+        descs.update(dict.fromkeys(getattr(module, "KERNELS", ())))
+    target = native_target()
+    requests = [Request(desc=d, schedule=select(d, target).schedule, target=target) for d in descs]
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one of pytest-xdist's workers builds, the others wait
+        outcomes = build_all(requests, jobs=os.cpu_count(), store=KernelStore(CACHE))
+    failed = [f"{o.request.desc}: {o.error}" for o in outcomes if o.error is not None]
+    assert not failed, "\n".join(failed)
+    return CACHE
+
+
+@pytest.fixture(autouse=True)
+def one_thread_and_the_cache(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run on one thread, since the workers share the cores, and against the cache."""
+    monkeypatch.setenv("NSA_CODEGEN_HOME", str(kernels))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

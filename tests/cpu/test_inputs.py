@@ -1,0 +1,181 @@
+"""Bad input to the public functions: each is refused with a message that says what was given and what is allowed.
+
+No kernel runs here: what is refused is refused before one is looked up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nsa_codegen import functional
+from nsa_codegen.errors import InputError, SpecError
+from nsa_codegen.spec import NSASpec
+
+SPEC = NSASpec.seed(num_heads=4, num_kv_heads=2, head_dim=8, value_dim=6, block_size=4, num_selected_blocks=3)
+Q, K, V = torch.zeros(2, 9, 4, 8), torch.zeros(2, 9, 2, 8), torch.zeros(2, 9, 2, 6)
+LISTS = torch.zeros(2, 9, 2, 3, dtype=torch.int32)
+GATES = torch.ones(3)
+
+
+def window(q: Any = Q, k: Any = K, v: Any = V, **options: Any) -> Any:
+    return functional.window_attention(q, k, v, **{"window_size": 3, "impl": "compiled", **options})
+
+
+def compressed(q: Any = Q, k: Any = K, v: Any = V, **options: Any) -> Any:
+    options = {"kernel": 4, "stride": 4, "impl": "compiled", **options}
+    return functional.compressed_attention(q, k, v, **options)
+
+
+def selected(q: Any = Q, k: Any = K, v: Any = V, lists: Any = LISTS, **options: Any) -> Any:
+    return functional.selected_attention(q, k, v, lists, **{"block_size": 4, "impl": "compiled", **options})
+
+
+def select(q: Any = Q, k: Any = K, **options: Any) -> Any:
+    options = {"method": "mean_key", "block_size": 4, "num_selected": 3, "impl": "compiled", **options}
+    return functional.select_blocks(q, k, **options)
+
+
+def compress(x: Any = K, **options: Any) -> Any:
+    return functional.compress(x, **{"kernel": 4, "stride": 4, "impl": "compiled", **options})
+
+
+def nsa(q: Any = Q, k: Any = K, v: Any = V, gates: Any = GATES, spec: Any = SPEC, **options: Any) -> Any:
+    return functional.nsa_attention(q, k, v, gates, spec, **{"impl": "compiled", **options})
+
+
+def combine(outs: Any, gates: Any = GATES, **options: Any) -> Any:
+    return functional.combine(outs, gates, **{"impl": "compiled", **options})
+
+
+ATTENTIONS = {"window_attention": window, "compressed_attention": compressed, "selected_attention": selected}
+META = torch.device("meta")
+
+ATTENTION_CASES: dict[str, tuple[dict[str, Any], str]] = {
+    "rank of q": ({"q": Q[0]}, r"q has shape \[9, 4, 8\], rank 3; give rank 4, \[B T H Dk\]"),
+    "rank of k": ({"k": K[..., None]}, r"k\w* has shape \[2, 9, 2, 8, 1\], rank 5; give rank 4"),
+    "no tensor": ({"v": [1.0]}, r"v\w* is list; give a tensor"),
+    "integers": ({"q": Q.int()}, r"q has dtype torch.int32; give a floating-point tensor"),
+    "two dtypes": ({"k": K.half()}, r"k\w* has dtype torch.float16 and q torch.float32; convert one with .to\(\)"),
+    "two devices": ({"v": V.to(META)}, r"v\w* is on meta and q on cpu; move one with .to\(\)"),
+    "batch": ({"k": K[:1]}, r"k\w* has batch 1 and q 2; they must be equal"),
+    "group": ({"q": Q[:, :, :3]}, r"q has 3 heads and k\w* 2; the query heads must be a multiple"),
+    "key/value heads": ({"v": V[:, :, :1]}, r"key/value heads differ: \{'k\w*': 2, 'v\w*': 1\}; they must be equal"),
+    "head dim": ({"k": K[..., :7]}, r"q has head dim 8 and k\w* 7; they must be equal"),
+    "key length": ({"v": V[:, :8]}, r"k\w* has 9 keys and v\w* 8; they must be equal"),
+    "scale word": ({"scale": "auto"}, r"scale = 'auto' is not allowed; give a finite number, or None"),
+    "scale bool": ({"scale": True}, r"scale = True is not allowed"),
+    "scale nan": ({"scale": float("nan")}, r"scale = nan is not allowed"),
+    "negative start": ({"q_start": -1}, r"(q_start = -1 is not allowed|9 queries from position -1 do not fit 9 keys)"),
+    "float64 has no kernels": (
+        {"q": Q.double(), "k": K.double(), "v": V.double()},
+        r"impl='compiled', but dtype torch.float64 has no kernels .*use impl='reference' or 'auto'",
+    ),
+    "meta has no kernels": (
+        {"q": Q.to(META), "k": K.to(META), "v": V.to(META)},
+        r"(impl='compiled', but tensors on meta have no kernels|block_indices is on cpu and q on meta)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ATTENTION_CASES)
+@pytest.mark.parametrize("call", ATTENTIONS)
+def test_attentions_refuse(call: str, case: str) -> None:
+    arguments, message = ATTENTION_CASES[case]
+    with pytest.raises(InputError, match=f"^{call}: .*{message}"):
+        ATTENTIONS[call](**arguments)
+
+
+def refusals() -> dict[str, tuple[Callable[..., Any], dict[str, Any], type[Exception], str]]:
+    outs = [torch.zeros(2, 9, 4, 6) for _ in range(3)]
+    return {
+        "window past the keys": (window, {"q_start": 1}, InputError, "9 queries from position 1 do not fit 9 keys"),
+        "more queries than keys": (window, {"k": K[:, :5], "v": V[:, :5]}, InputError, "9 queries from position -4"),
+        "window of 0": (window, {"window_size": 0}, SpecError, r"w = 0 is not allowed: .* integer >= 1"),
+        "impl word": (window, {"impl": "compile"}, SpecError, r"impl = 'compile' .*: did you mean 'compiled'\?"),
+        "kernel": (compressed, {"kernel": 0}, SpecError, r"kernel = 0 is not allowed"),
+        "stride": (compressed, {"stride": 1.5}, SpecError, r"stride = 1.5 is not allowed"),
+        "lists of another length": (
+            selected, {"lists": LISTS[:, :8]}, InputError,
+            r"block_indices has shape \[2, 8, 2, 3\]; give \[2, 9, 2, 'n >= 1'\]",
+        ),
+        "lists of another head": (selected, {"lists": LISTS[:, :, :1]}, InputError, r"block_indices has shape"),
+        "empty lists": (selected, {"lists": LISTS[..., :0]}, InputError, r"block_indices has shape \[2, 9, 2, 0\]"),
+        "rank of lists": (selected, {"lists": LISTS[0]}, InputError, r"block_indices has shape \[9, 2, 3\]"),
+        "floating lists": (selected, {"lists": LISTS.float()}, InputError, r"block_indices has dtype torch.float32"),
+        "lists elsewhere": (selected, {"lists": LISTS.to(META)}, InputError, r"block_indices is on meta and q on cpu"),
+        "block size": (selected, {"block_size": 0}, SpecError, r"block_size = 0 is not allowed"),
+        "selection method": (select, {"method": "mean"}, SpecError, r"method = 'mean' .*did you mean 'mean_key'"),
+        "too few slots": (select, {"num_selected": 1, "num_local": 2}, SpecError, r"n = 1 is not allowed.*use n >= 2"),
+        "no kernel": (select, {"method": "compressed"}, SpecError, r"kernel = None is not allowed"),
+        "strides that do not divide": (
+            select, {"method": "compressed", "kernel": 6, "stride": 4}, SpecError, r"kernel = 6 .* stride = 4",
+        ),
+        "head dim of selection": (select, {"k": K[..., :4]}, InputError, r"q has head dim 8 and k 4"),
+        "selection past the keys": (select, {"q_start": 3}, InputError, r"9 queries from position 3 do not fit 9 keys"),
+        "rank of x": (compress, {"x": K[0]}, InputError, r"x has shape \[9, 2, 8\], rank 3; give rank 4"),
+        "mean with weight": (compress, {"weight": torch.ones(1)}, InputError, r"'mean' takes no weight"),
+        "conv without weight": (
+            compress, {"method": "conv"}, InputError, r"weight of method 'conv' must be .* \[4, 2, 8\]; got None",
+        ),
+        "mlp without weight": (compress, {"method": "mlp"}, InputError, r"'mlp' takes weight = \(position, w1, w2\)"),
+        "phi": (compress, {"method": "max"}, SpecError, r"method = 'max' is not allowed"),
+        "spec of other heads": (
+            nsa, {"spec": SPEC.replace(num_heads=8)}, InputError, r"num_heads = 4 and the spec 8; use spec.replace",
+        ),
+        "spec of another value dim": (nsa, {"spec": SPEC.replace(value_dim=8)}, InputError, r"value_dim = 6 and"),
+        "spec of another key head": (nsa, {"spec": SPEC.replace(num_kv_heads=4)}, InputError, r"num_kv_heads = 2"),
+        "one of two": (nsa, {"k_cmp": K}, InputError, r"only one of k_cmp and v_cmp is given; give both or neither"),
+        "one window": (nsa, {"v_win": V}, InputError, r"only one of k_win and v_win is given"),
+        "weights of phi": (
+            nsa, {"spec": SPEC.replace(compression="conv")}, InputError, r"pass k_cmp and v_cmp, made by compress\(\)",
+        ),
+        "output shapes": (
+            combine, {"outs": [*outs[:2], outs[2][:, :8]]}, InputError, r"outputs differ: .*they must be alike",
+        ),
+        "too many outputs": (combine, {"outs": outs * 2}, InputError, r"6 outputs are given; 1 to 4 are combined"),
+        "gates": (
+            combine, {"outs": outs, "gates": torch.ones(2)}, InputError, r"shape \[2\]; give \[3\] or \[2, 9, 4, 3\]",
+        ),
+        "gates per token alone": (
+            combine, {"outs": outs, "gates": torch.ones(2, 9, 3)}, InputError, r"gates have shape \[2, 9, 3\]",
+        ),
+        "integer gates": (
+            combine, {"outs": outs, "gates": torch.ones(3).int()}, InputError, r"gates are torch.int32",
+        ),
+        "gates elsewhere": (combine, {"outs": outs, "gates": GATES.to(META)}, InputError, r"on meta; give .* on cpu"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("case", refusals())
+def test_functions_refuse(case: str) -> None:
+    call, arguments, error, message = refusals()[case]
+    with pytest.raises(error, match=message):
+        call(**arguments)
+
+
+def test_nsa_gates_are_checked_before_anything_is_computed() -> None:
+    with pytest.raises(InputError, match=r"gates have shape \[2, 9, 4, 2\]; give \[3\] or \[2, 9, 4, 3\]"):
+        nsa(gates=torch.ones(2, 9, 4, 2), impl="reference")
+
+
+@pytest.mark.xfail(strict=True, raises=IndexError, reason="combine reads outs[0] before it counts the outputs")
+def test_no_outputs_to_combine() -> None:
+    with pytest.raises(InputError, match=r"combine: .* outputs"):
+        combine([])
+
+
+def test_auto_falls_back_for_float64_and_says_so_once(caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
+    monkeypatch.setattr("nsa_codegen.checks._logged", set())
+    tensors: list[Tensor] = [x.double() for x in (Q, K, V)]
+    for _ in range(2):
+        out, _ = window(*tensors, impl="auto")
+        assert out.dtype == torch.float64
+    assert [r.message for r in caplog.records] == [
+        "window_attention runs the eager reference: "
+        "dtype torch.float64 has no kernels (float32, bfloat16, float16 have)"
+    ]

@@ -1,0 +1,147 @@
+"""The kernels as torch ops: opcheck, torch.compile, export, checkpointing, autocast, and refused second derivatives."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from nsa_codegen import NSA, functional
+from nsa_codegen.autograd import SecondDerivativeError
+from nsa_codegen.index_sets import window
+
+SMALL = {"hidden_size": 32, "num_layers": 1, "dropout": 0.0, "num_heads": 4, "head_dim": 8, "output_mode": "all"}
+FORMS = {
+    "seed": {**SMALL, "window_size": 8, "block_size": 8, "num_selected_blocks": 3},
+    "paper": {
+        **SMALL,
+        "preset": "paper",
+        "num_kv_heads": 2,
+        "value_dim": 16,
+        "window_size": 8,
+        "block_size": 8,
+        "num_selected_blocks": 4,
+        "compression_kernel": 8,
+        "compression_stride": 4,
+    },
+}
+
+
+def normal(*shape: int, seed: int = 0, grad: bool = True) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).requires_grad_(grad)
+
+
+def gradients(model: torch.nn.Module, call, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    model.zero_grad()
+    out = call(x)
+    (out * torch.arange(out.numel()).cos().view_as(out)).sum().backward()  # a final norm makes plain sums constant
+    return out.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+def close(got: list[Tensor], want: list[Tensor]) -> bool:
+    return all((g - w).abs().max() <= 1e-5 * w.abs().max().clamp(min=1) for g, w in zip(got, want, strict=True))
+
+
+@pytest.fixture(params=FORMS)
+def model(request: pytest.FixtureRequest) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return NSA.build(16, **FORMS[request.param])
+
+
+class TestOpcheck:
+    """Schema, fake, autograd registration and AOT dispatch with dynamic shapes, by torch's own checker."""
+
+    @pytest.fixture(autouse=True)
+    def inputs(self) -> None:
+        self.q, self.k, self.v = normal(1, 20, 4, 16), normal(1, 20, 2, 16, seed=1), normal(1, 20, 2, 8, seed=2)
+        self.ops = torch.ops.nsa_codegen
+
+    def check(self, op, *arguments) -> None:
+        torch.library.opcheck(op.default, arguments)
+
+    def test_stream_attention(self) -> None:
+        self.check(self.ops.stream_attention, self.q, self.k, self.v, window(5).text, 0, 0.25)
+
+    def test_gather_attention(self) -> None:
+        lists = torch.randint(-1, 5, (1, 20, 2, 3), dtype=torch.int32, generator=torch.Generator().manual_seed(3))
+        self.check(self.ops.gather_attention, self.q, self.k, self.v, lists, 4, True, 0, 0.25)
+
+    def test_select_blocks(self) -> None:
+        q, k = self.q.detach(), self.k.detach()
+        self.check(self.ops.select_blocks, q, k, "mean_key", 4, 3, 0, 1, 0, 0, 0.25, 0)
+        self.check(self.ops.select_blocks, q, k[:, :9], "compressed", 4, 3, 0, 1, 4, 2, 0.25, 0)
+
+    @pytest.mark.parametrize("method", ["mean", "conv", "mlp"])
+    def test_compress(self, method: str) -> None:
+        conv, mlp = [None] * 2, [None] * 5
+        if method == "conv":
+            conv = [normal(4, 2, 16), normal(2, 16)]
+        if method == "mlp":
+            mlp = [normal(4, 16), normal(32, 64), normal(32), normal(16, 32), normal(16)]
+        self.check(self.ops.compress, self.k, method, 4, 2, *conv, *mlp)
+
+    @pytest.mark.parametrize("gates", [(3,), (1, 20, 4, 3)])
+    def test_combine(self, gates: tuple[int, ...]) -> None:
+        self.check(self.ops.combine, [normal(1, 20, 4, 8, seed=s) for s in range(3)], normal(*gates))
+
+
+def test_compile_without_graph_breaks_gives_equal_results(model: torch.nn.Module) -> None:
+    compiled = torch.compile(model, fullgraph=True)
+    for batch, tokens in ((2, 50), (3, 41)):  # the second length is served by a dynamic recompilation
+        x = normal(batch, tokens, 16, seed=tokens, grad=False)
+        out, grads = gradients(model, model, x)
+        compiled_out, compiled_grads = gradients(model, compiled, x)
+        assert close([compiled_out, *compiled_grads], [out, *grads])
+
+
+def test_export_runs_the_same_kernels(model: torch.nn.Module) -> None:
+    x = normal(2, 50, 16, grad=False)
+    exported = torch.export.export(model, (x,))
+    assert torch.equal(exported.module()(x), model(x))
+    names = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
+    assert {"nsa_codegen.gather_attention.default", "nsa_codegen.select_blocks.default"} <= names
+
+
+def test_activation_checkpointing_gives_equal_gradients(model: torch.nn.Module) -> None:
+    x = normal(2, 30, 16, grad=False)
+    out, grads = gradients(model, model, x)
+    again, checkpointed = gradients(model, lambda y: checkpoint(model, y, use_reentrant=False), x)
+    assert torch.equal(out, again)
+    assert all(torch.equal(a, b) for a, b in zip(grads, checkpointed, strict=True))
+
+
+def test_autocast_trains_in_bfloat16_near_float32(model: torch.nn.Module) -> None:
+    x = normal(2, 50, 16, grad=False)
+    out, grads = gradients(model, model, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        low, low_grads = gradients(model, model, x)
+    assert (low - out).abs().max() < 0.05 * out.abs().max()
+    for got, want in zip(low_grads, grads, strict=True):
+        assert got.dtype == torch.float32 and got.isfinite().all()
+        assert (got - want).norm() <= 0.1 * want.norm() + 1e-3 * max(g.norm() for g in grads)
+
+
+def test_one_tensor_used_as_keys_and_values_collects_both_gradients() -> None:
+    q, shared = normal(1, 30, 4, 8), normal(1, 30, 2, 8, seed=1)
+    functional.window_attention(q, shared, shared, window_size=7)[0].square().sum().backward()
+    k, v = (shared.detach().clone().requires_grad_() for _ in range(2))
+    functional.window_attention(q.detach(), k, v, window_size=7)[0].square().sum().backward()
+    assert torch.equal(shared.grad, k.grad + v.grad)
+
+
+@pytest.mark.parametrize("name", ["window", "selected", "compress", "combine"])
+def test_second_derivatives_are_refused(name: str) -> None:
+    q, k, v = normal(1, 12, 2, 8), normal(1, 12, 2, 8, seed=1), normal(1, 12, 2, 8, seed=2)
+    lists = torch.zeros(1, 12, 2, 1, dtype=torch.int32)
+    out = {
+        "window": lambda: functional.window_attention(q, k, v, window_size=4)[0],
+        "selected": lambda: functional.selected_attention(q, k, v, lists, block_size=4)[0],
+        "compress": lambda: functional.compress(k, kernel=4, stride=2),
+        "combine": lambda: functional.combine([q * 1, k * 1], normal(2)),
+    }[name]()
+    (first,) = (
+        torch.autograd.grad(out.square().sum(), k, create_graph=True)
+        if name != "selected"
+        else (torch.autograd.grad(out.square().sum(), q, create_graph=True)[0],)
+    )
+    with pytest.raises(SecondDerivativeError, match=r"first derivatives only.*impl='reference'"):
+        first.sum().backward()

@@ -1,0 +1,77 @@
+// select_blocks_fwd(float32, block=16, dk=32, group=1, initial=0, local=1, method=mean_key, n=8)
+// schedule query_lanes=64 key_tile=64 register_rows=4 register_vectors=4
+// target x86_64_v4 (cpu, 512-bit vectors, 32 registers)
+// emitted by TileLang 0.1.15
+// NSA_MAX_SELECTED 8, then templates/cpu/tile.h
+
+static int32_t select_blocks_kernel(int32_t* indices, float* k, float* q, float* scores, int32_t blocks, int32_t keys, int32_t kv_heads, int32_t q_start, int32_t task_hi, int32_t task_lo, int32_t tokens, int32_t worker) {
+  int32_t b[1];
+  int32_t h[1];
+  int32_t t0[1];
+  float q_t[2048];
+  int32_t end[1];
+  int32_t j0[1];
+  int32_t rows[1];
+  float s[4096];
+  for (int32_t task = task_lo; task < task_hi; ++task) {
+    b[0] = (task / (((tokens + 63) >> 6) * kv_heads));
+    h[0] = ((task / ((tokens + 63) >> 6)) % kv_heads);
+    t0[0] = ((task % ((tokens + 63) >> 6)) * 64);
+    int32_t b_1 = b[0];
+    int32_t t0_1 = t0[0];
+    int32_t h_1 = h[0];
+    nsa::fill(q_t, 0.000000e+00f, 2048);
+    int32_t v_ = tokens - t0_1;
+    for (int32_t lane = 0; lane < ((64) < (v_) ? (64) : (v_)); ++lane) {
+      for (int32_t c = 0; c < 32; ++c) {
+        q_t[((c * 64) + lane)] = (q_t[((c * 64) + lane)] + q[((((((((int64_t)b_1) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + (((((int64_t)t0_1) + ((int64_t)lane)) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h_1) * (int64_t)32)) + ((int64_t)c))]);
+      }
+    }
+    int32_t v__1 = t0[0] + 64;
+    int32_t v__2 = ((((v__1) < (tokens) ? (v__1) : (tokens)) + q_start) - 1) / 16;
+    end[0] = ((keys) < (v__2) ? (keys) : (v__2));
+    for (int32_t i = 0; i < ((end[0] + 63) >> 6); ++i) {
+      j0[0] = (i * 64);
+      int32_t v__3 = end[0] - j0[0];
+      rows[0] = ((64) < (v__3) ? (64) : (v__3));
+      nsa::product<64, 4, 4, nsa::ZERO>(s, 64, (&(k[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)32) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 1, q_t, rows[0], 32, s);
+      for (int32_t lane_1 = 0; lane_1 < 64; ++lane_1) {
+        for (int32_t j = 0; j < rows[0]; ++j) {
+          scores[(((((((int64_t)worker) * ((int64_t)blocks)) * (int64_t)64) + (((int64_t)lane_1) * ((int64_t)blocks))) + ((int64_t)j0[(int64_t)0])) + ((int64_t)j))] = s[((((int64_t)j) * (int64_t)64) + ((int64_t)lane_1))];
+        }
+      }
+    }
+    int32_t v__4 = tokens - t0[0];
+    for (int32_t t = 0; t < ((64) < (v__4) ? (64) : (v__4)); ++t) {
+      nsa::select_top((&(indices[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)8) + (((((int64_t)t0[(int64_t)0]) + ((int64_t)t)) * ((int64_t)kv_heads)) * (int64_t)8)) + (((int64_t)h[(int64_t)0]) * (int64_t)8))])), (&(scores[(((((int64_t)worker) * ((int64_t)blocks)) * (int64_t)64) + (((int64_t)t) * ((int64_t)blocks)))])), (((q_start + t0[0]) + t) / 16), 8, 0, 1);
+    }
+  }
+  return 0;
+}
+
+// Entry: independent tasks over the threads of the pool; the rest is what the tasks read and write.
+typedef int32_t (*nsa_task_fn)(void *context, int32_t lo, int32_t hi, int32_t worker);
+typedef int32_t (*nsa_parallel_fn)(nsa_task_fn task, void *context, int32_t tasks, int32_t threads);
+namespace {
+struct nsa_context {
+  int32_t* indices;
+  float* k;
+  float* q;
+  float* scores;
+  int32_t blocks;
+  int32_t keys;
+  int32_t kv_heads;
+  int32_t q_start;
+  int32_t tokens;
+};
+int32_t nsa_task(void *context, int32_t task_lo, int32_t task_hi, int32_t worker) {
+  const nsa_context &a = *(const nsa_context *)context;
+  (void)worker;
+  return select_blocks_kernel(a.indices, a.k, a.q, a.scores, a.blocks, a.keys, a.kv_heads, a.q_start, task_hi, task_lo, a.tokens, worker);
+}
+} // namespace
+extern "C" int32_t nsa_select_blocks(nsa_parallel_fn parallel, int32_t threads, int32_t tasks, int32_t* indices, float* k, float* q, float* scores, int32_t blocks, int32_t keys, int32_t kv_heads, int32_t q_start, int32_t tokens) {
+  nsa_context context = {indices, k, q, scores, blocks, keys, kv_heads, q_start, tokens};
+  return parallel(nsa_task, &context, tasks, threads);
+}
+

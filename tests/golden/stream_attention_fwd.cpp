@@ -1,0 +1,133 @@
+// stream_attention_fwd(float32, dk=32, dv=32, group=1) in [t-63, t+1)
+// schedule query_lanes=64 key_tile=64 register_rows=4 register_vectors=4
+// target x86_64_v4 (cpu, 512-bit vectors, 32 registers)
+// emitted by TileLang 0.1.15
+// NSA_MAX_SELECTED 1, then templates/cpu/tile.h
+
+static int32_t stream_attention_kernel(float* k, float* lse, float* out, float* q, float* v, int32_t keys, int32_t kv_heads, int32_t q_start, float scale, int32_t task_hi, int32_t task_lo, int32_t tokens) {
+  int32_t b[1];
+  int32_t h[1];
+  int32_t t0[1];
+  int32_t chunk[1];
+  float q_t[2048];
+  int32_t lo[64];
+  int32_t hi[64];
+  float top[64];
+  float total[64];
+  float o_t[2048];
+  int32_t end[1];
+  int32_t begin[1];
+  int32_t j0[1];
+  int32_t rows[1];
+  float s[4096];
+  float alpha[64];
+  for (int32_t task = task_lo; task < task_hi; ++task) {
+    b[0] = (task / (((tokens + 63) >> 6) * kv_heads));
+    h[0] = ((task / ((tokens + 63) >> 6)) % kv_heads);
+    t0[0] = ((task % ((tokens + 63) >> 6)) * 64);
+    chunk[0] = 0;
+    int32_t first = (q_start + t0[0]);
+    int32_t v_ = t0[0] + 64;
+    int32_t last = ((((v_) < (tokens) ? (v_) : (tokens)) + q_start) - 1);
+    int32_t b_1 = b[0];
+    int32_t t0_1 = t0[0];
+    int32_t h_1 = h[0];
+    int32_t g = chunk[0];
+    for (int32_t lane = 0; lane < 64; ++lane) {
+      if (((t0_1 + lane) < tokens) && (g < 1)) {
+        for (int32_t c = 0; c < 32; ++c) {
+          q_t[((c * 64) + lane)] = (q[(((((((((int64_t)b_1) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + (((((int64_t)t0_1) + ((int64_t)lane)) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h_1) * (int64_t)32)) + (((int64_t)g) * (int64_t)32)) + ((int64_t)c))] * nsa::log2_units(scale));
+        }
+        int32_t v__1 = ((q_start + t0_1) + lane) - 63;
+        int32_t v__2 = (v__1) < (keys) ? (v__1) : (keys);
+        lo[lane] = ((0) > (v__2) ? (0) : (v__2));
+        int32_t v__3 = ((q_start + t0_1) + lane) + 1;
+        int32_t v__4 = (v__3) < (keys) ? (v__3) : (keys);
+        hi[lane] = ((0) > (v__4) ? (0) : (v__4));
+      } else {
+        for (int32_t c_1 = 0; c_1 < 32; ++c_1) {
+          q_t[((c_1 * 64) + lane)] = 0.000000e+00f;
+        }
+        lo[lane] = 0;
+        hi[lane] = 0;
+      }
+    }
+    nsa::fill(top, -INFINITY, 64);
+    nsa::fill(total, 0.000000e+00f, 64);
+    nsa::fill(o_t, 0.000000e+00f, 2048);
+    end[0] = 0;
+    int32_t v__5 = end[0];
+    int32_t v__6 = first - 63;
+    int32_t v__7 = (v__6) < (keys) ? (v__6) : (keys);
+    int32_t v__8 = (0) > (v__7) ? (0) : (v__7);
+    begin[0] = ((v__5) > (v__8) ? (v__5) : (v__8));
+    int32_t v__9 = begin[0];
+    int32_t v__10 = last + 1;
+    int32_t v__11 = (v__10) < (keys) ? (v__10) : (keys);
+    int32_t v__12 = (0) > (v__11) ? (0) : (v__11);
+    end[0] = ((v__9) > (v__12) ? (v__9) : (v__12));
+    for (int32_t i = 0; i < (((end[0] + 63) - begin[0]) >> 6); ++i) {
+      j0[0] = ((i * 64) + begin[0]);
+      int32_t v__13 = end[0] - j0[0];
+      rows[0] = ((64) < (v__13) ? (64) : (v__13));
+      nsa::product<64, 4, 4, nsa::ZERO>(s, 64, (&(k[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)32) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 1, q_t, rows[0], 32, alpha);
+      if (((j0[0] < 0) || (((j0[0] + 63) < last) && (j0[0] < keys))) || ((0 < (j0[0] + rows[0])) && (((first + 1) < (j0[0] + rows[0])) || (keys < (j0[0] + rows[0]))))) {
+        for (int32_t j = 0; j < rows[0]; ++j) {
+          for (int32_t lane_1 = 0; lane_1 < 64; ++lane_1) {
+            float condval;
+            if (((lo[lane_1] <= (j0[0] + j)) && ((j0[0] + j) < hi[lane_1]))) {
+              condval = s[((((int64_t)j) * (int64_t)64) + ((int64_t)lane_1))];
+            } else {
+              condval = -INFINITY;
+            }
+            s[((((int64_t)j) * (int64_t)64) + ((int64_t)lane_1))] = condval;
+          }
+        }
+      }
+      nsa::softmax_step<64>(s, rows[0], top, total, alpha);
+      nsa::product<64, 4, 4, nsa::RESCALE>(o_t, 64, (&(v[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)32) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), 1, (((int64_t)kv_heads) * (int64_t)32), s, 32, rows[0], alpha);
+    }
+    int32_t b_2 = b[0];
+    int32_t t0_2 = t0[0];
+    int32_t h_2 = h[0];
+    int32_t g_1 = chunk[0];
+    for (int32_t lane_2 = 0; lane_2 < 64; ++lane_2) {
+      if (((t0_2 + lane_2) < tokens) && (g_1 < 1)) {
+        float norm = nsa::inverse(total[lane_2]);
+        for (int32_t c_2 = 0; c_2 < 32; ++c_2) {
+          out[(((((((((int64_t)b_2) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + (((((int64_t)t0_2) + ((int64_t)lane_2)) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h_2) * (int64_t)32)) + (((int64_t)g_1) * (int64_t)32)) + ((int64_t)c_2))] = (o_t[((c_2 * 64) + lane_2)] * norm);
+        }
+        lse[(((((((int64_t)b_2) * ((int64_t)kv_heads)) * ((int64_t)tokens)) + ((((int64_t)t0_2) + ((int64_t)lane_2)) * ((int64_t)kv_heads))) + ((int64_t)h_2)) + ((int64_t)g_1))] = nsa::log_sum_exp(top[lane_2], total[lane_2]);
+      }
+    }
+  }
+  return 0;
+}
+
+// Entry: independent tasks over the threads of the pool; the rest is what the tasks read and write.
+typedef int32_t (*nsa_task_fn)(void *context, int32_t lo, int32_t hi, int32_t worker);
+typedef int32_t (*nsa_parallel_fn)(nsa_task_fn task, void *context, int32_t tasks, int32_t threads);
+namespace {
+struct nsa_context {
+  float* k;
+  float* lse;
+  float* out;
+  float* q;
+  float* v;
+  int32_t keys;
+  int32_t kv_heads;
+  int32_t q_start;
+  float scale;
+  int32_t tokens;
+};
+int32_t nsa_task(void *context, int32_t task_lo, int32_t task_hi, int32_t worker) {
+  const nsa_context &a = *(const nsa_context *)context;
+  (void)worker;
+  return stream_attention_kernel(a.k, a.lse, a.out, a.q, a.v, a.keys, a.kv_heads, a.q_start, a.scale, task_hi, task_lo, a.tokens);
+}
+} // namespace
+extern "C" int32_t nsa_stream_attention(nsa_parallel_fn parallel, int32_t threads, int32_t tasks, float* k, float* lse, float* out, float* q, float* v, int32_t keys, int32_t kv_heads, int32_t q_start, float scale, int32_t tokens) {
+  nsa_context context = {k, lse, out, q, v, keys, kv_heads, q_start, scale, tokens};
+  return parallel(nsa_task, &context, tasks, threads);
+}
+
