@@ -3,7 +3,7 @@
 Both models have the same parameters (full attention leaves NSA's three gates per layer unused), start from the same
 values, and see the same bytes in the same order; both curves go into one picture.
 
-    python examples/language_model.py --steps 600
+    python examples/language_model.py --steps 400
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def draw(runs: list[dict], path: Path) -> None:
 def main() -> None:
     """Train both models, print and save what they reach."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -152,7 +152,7 @@ def main() -> None:
     options.out.mkdir(exist_ok=True, parents=True)
     draw(runs, options.out / "language_model.png")
     record = {
-        "command": f"python examples/language_model.py --steps {options.steps} --batch {options.batch}",
+        "command": " ".join(["python examples/language_model.py", *(f"--{n} {value}" for n, value in sizes.items())]),
         "machine": processor_name(),
         "platform": platform.platform(),
         "torch": torch.__version__,

@@ -1,9 +1,9 @@
 """Needle retrieval: only the selected path can find a key-value pair far outside the window.
 
-A sequence is a haystack of pairs (key, value), each one position, followed by queries that show a key of a pair at least
-eight windows back and ask for its value. The compressed path sees that pair only as one of several in a mean; exact
-attention to it has to come from a block that the compressed scores select. The same model is trained with the selected
-path and with its gate held at 0.
+A sequence is a haystack of pairs (key, value), each one position, followed by queries that show a key of a pair at
+least eight windows back and ask for its value. The compressed path sees that pair only as one of several in a mean;
+exact attention to it has to come from a block that the compressed scores select. The same model is trained with the
+selected path and with its gate held at 0.
 
     python examples/needle.py --steps 1000
 """
@@ -181,7 +181,7 @@ def main() -> None:
     options.out.mkdir(exist_ok=True, parents=True)
     draw(runs, task, options.out / "needle.png")
     record = {
-        "command": f"python examples/needle.py --steps {options.steps} --batch {options.batch} --layers {options.layers}",
+        "command": " ".join(["python examples/needle.py", *(f"--{name} {value}" for name, value in sizes.items())]),
         "machine": processor_name(),
         "platform": platform.platform(),
         "torch": torch.__version__,

@@ -104,7 +104,9 @@ def _combine_backward(outs: list[Tensor], gates: Tensor, dout: Tensor) -> tuple[
     desc = KernelDesc.of("combine", dtype_name(outs[0]), paths=len(outs), dv=outs[0].shape[-1], gates=words)
     (backward,) = _backward_descs(desc)
     found = run(backward, outs=[o.contiguous() for o in outs], gates=gates, dout=dout.contiguous())
-    grad_gates = found[-1].sum(dim=0) if gates.dim() == 1 else found[-1].view(gates.shape)
+    by_row = found[-1]
+    # In float64, so that the sum does not depend on how torch splits it over threads.
+    grad_gates = by_row.double().sum(dim=0) if gates.dim() == 1 else by_row.view(gates.shape)
     return list(found[:-1]), grad_gates.to(gates.dtype)
 
 

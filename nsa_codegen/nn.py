@@ -279,7 +279,7 @@ class NSA:
         `compression_stride` follow `compression_ratio`.
         """
         model = {f.name: f.default for f in fields(ModelOptions) if f.name in MODEL_OPTIONS and f.name != "embed_dim"}
-        attention = {f.name: f.default for f in fields(NSASpec) if f.init}
+        attention = {f.name: f.default for f in fields(NSASpec)}
         return {**model, **attention, "compression_ratio": NSASpec.seed().kernel, "preset": "seed"}
 
 

@@ -5,7 +5,7 @@ A spec is turned into a `Program` by `program()`; nothing below the declaration 
 
 from __future__ import annotations
 
-from dataclasses import InitVar, dataclass, field, fields, replace
+from dataclasses import InitVar, dataclass, fields, replace
 from typing import Any
 
 from .errors import SpecError, UnknownOptionError, nearest
@@ -55,7 +55,6 @@ class NSASpec:
     causal: bool = True
     pool_queries: bool = False
     compression_ratio: InitVar[int | None] = None
-    _program: Program = field(init=False, repr=False, compare=False)
 
     def __post_init__(self, compression_ratio: int | None) -> None:
         self._fill_defaults(compression_ratio)
@@ -186,7 +185,8 @@ class NSASpec:
 
     def program(self) -> Program:
         """Return the three paths and their combination as a `Program`."""
-        return self._program
+        made: Program = self.__dict__["_program"]
+        return made
 
     def _make_program(self) -> Program:
         phi = Phi(method=self.compression, kernel=self.kernel, stride=self.stride)
@@ -214,7 +214,7 @@ class NSASpec:
         )
 
 
-OPTIONS = (*(f.name for f in fields(NSASpec) if f.init), "compression_ratio")
+OPTIONS = (*(f.name for f in fields(NSASpec)), "compression_ratio")
 
 
 def checked_options(given: dict[str, Any]) -> dict[str, Any]:

@@ -49,14 +49,14 @@ def backward_descs(desc: KernelDesc) -> tuple[KernelDesc, ...]:
 def prepare_backward(
     desc: KernelDesc, schedule: Schedule, workers: int, *, outs: list[Tensor], gates: Tensor, dout: Tensor
 ) -> Launch:
-    """Return the launch: gradients of the outputs, then float32 gradients of the gates, [rows or tasks, paths]."""
+    """Return the launch: gradients of the outputs, then float32 gradients of the gates by row, [rows, paths]."""
     rows, paths, shared = dout.numel() // dout.shape[-1], len(outs), desc.word("gates") == "scalar"
     tasks = ceil_div(rows, ROWS_PER_TASK)
     gates = gates.float() if shared else gates.to(dout.dtype)
-    grads, grad_gates = [torch.empty_like(o) for o in outs], scratch(tasks if shared else rows, paths)
+    grads, grad_gates = [torch.empty_like(o) for o in outs], scratch(rows, paths)
     values: Values = {f"o{p}": o for p, o in enumerate(outs)}
     values.update({f"d{p}": d for p, d in enumerate(grads)})
-    values.update(gates=gates.contiguous(), dout=dout, grad_gates=grad_gates, rows=rows, tasks=tasks)
+    values.update(gates=gates.contiguous(), dout=dout, grad_gates=grad_gates, rows=rows)
     values["rows_per_task"] = ROWS_PER_TASK
     return Launch(tasks=tasks, values=values, outputs=(*grads, grad_gates))
 

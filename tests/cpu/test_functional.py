@@ -19,6 +19,7 @@ from cases import (
     drawn,
     kernels_of,
     qkv,
+    term_of,
     weights,
 )
 from hypothesis import assume, given
@@ -110,7 +111,7 @@ def test_compressed_attention(name: str, tokens: int, seed: int, earlier: int) -
             x["q"], x["k"], x["v"], kernel=spec.kernel, stride=spec.stride, q_start=earlier, impl=impl
         )
 
-    compare_gradients(run, values, f"compressed_attention {tokens} after {earlier}", few_keys=True)
+    compare_gradients(run, values, f"compressed_attention {tokens} after {earlier}")
 
 
 @specs
@@ -129,7 +130,7 @@ def test_window_attention(name: str, tokens: int, seed: int, earlier: int, scale
     def run(impl: str, x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         return functional.window_attention(x["q"], x["k"], x["v"], window_size=spec.window_size, scale=scale, impl=impl)
 
-    compare_gradients(run, values, f"window_attention {tokens} after {earlier}", few_keys=True)
+    compare_gradients(run, values, f"window_attention {tokens} after {earlier}")
 
 
 @specs
@@ -149,7 +150,7 @@ def test_selected_attention(name: str, tokens: int, seed: int, earlier: int) -> 
     def run(impl: str, x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         return functional.selected_attention(x["q"], x["k"], x["v"], lists, block_size=spec.block_size, impl=impl)
 
-    compare_gradients(run, values, f"selected_attention {tokens} after {earlier}", few_keys=True)
+    compare_gradients(run, values, f"selected_attention {tokens} after {earlier}")
 
 
 def selection_options(spec: NSASpec) -> dict[str, Any]:
@@ -195,7 +196,27 @@ def paths_and_sum(spec: NSASpec, x: dict[str, Tensor], chosen: Tensor) -> Tensor
     return reference.combine(outs, x["gates"])
 
 
-@specs
+LONG_SUMS = "keys_kernel adds up dk and dv over all queries in one float32 chain: up to 5x eager's error at 300 tokens"
+long_sums = pytest.mark.xfail(strict=True, reason=LONG_SUMS)
+
+
+@long_sums
+def test_gradients_of_values_that_many_queries_see() -> None:
+    """37 compressed tokens with sharp scores, seen by 1200 rows (query, head) each."""
+    spec, dtype = SPECS["g4-f32"]
+    for seed in range(6):
+        x = qkv(spec, dtype, 300, seed=seed)
+        for i, (side, dim) in enumerate((("k", spec.head_dim), ("v", spec.dv))):
+            x[side] = compress(spec, "compiled", x[side], weights(spec, dtype, dim, seed + 4 + i))
+
+        def run(impl: str, given_values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            q, k, v = given_values.values()
+            return functional.compressed_attention(q, k, v, kernel=spec.kernel, stride=spec.stride, impl=impl)
+
+        compare_gradients(run, x, f"compressed_attention, seed {seed}")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=long_sums) if n == "g4-f32" else n for n in SPECS])
 @drawn(6)
 @given(tokens=TOKENS_WITH_GRADIENTS, seed=st.integers(0, 1 << 16))
 def test_nsa_attention(name: str, tokens: int, seed: int) -> None:
@@ -219,9 +240,7 @@ def test_nsa_attention(name: str, tokens: int, seed: int) -> None:
             return (paths_and_sum(spec, x, chosen),)
         return (functional.nsa_attention(**x, spec=spec, impl=impl),)
 
-    # test_ops has the test of a shared gate's gradient, which fails for now.
-    fixed = ("gates",) if spec.gate == "scalar" else ()
-    compare_gradients(run, values, f"nsa_attention {tokens}", few_keys=True, fixed=fixed)
+    compare_gradients(run, values, f"nsa_attention {tokens}")
 
 
 @pytest.mark.parametrize("name", ["g1-f32", "g16-bf16"])
@@ -241,7 +260,7 @@ def test_nsa_attention_compresses_by_itself(name: str) -> None:
         compressed = {f"{side}_cmp": reference.compress(x[side], **size) for side in ("k", "v")}
         return (paths_and_sum(spec, {**x, **compressed}, chosen),)
 
-    compare_gradients(run, values, "nsa_attention with its own compression", few_keys=True)
+    compare_gradients(run, values, "nsa_attention with its own compression")
 
 
 @specs
@@ -294,21 +313,6 @@ def test_one_tensor_as_keys_and_values(spec: NSASpec, dtype: torch.dtype) -> Non
     compare_gradients(run, values, "window_attention of one tensor")
 
 
-FEW_KEYS = "delta is dout . out, with out rounded: 3 to 5 times eager's error where a query sees one or two keys"
-
-
-@pytest.mark.xfail(strict=True, reason=FEW_KEYS)
-def test_gradients_over_two_keys_by_the_plain_bound() -> None:
-    """The bound of the other tests, without what `cancelled_terms` admits."""
-    spec, dtype = SPECS["g4-f32"]
-    for seed in range(8):
-
-        def run(impl: str, x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-            return functional.window_attention(x["q"], x["k"], x["v"], window_size=spec.window_size, impl=impl)
-
-        compare_gradients(run, qkv(spec, dtype, 2, seed=seed), "two keys")
-
-
 def strided_copies(x: Tensor) -> list[Tensor]:
     """Return tensors equal to x that are not contiguous: transposed, and sliced from a wider one."""
     wide = torch.full((*x.shape[:-1], 2 * x.shape[-1] + 1), float("nan"), dtype=x.dtype)
@@ -350,10 +354,7 @@ def test_non_contiguous_inputs_give_the_same_bits(name: str) -> None:
 @pytest.mark.parametrize("tokens", [1, 3, 50])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_whole_model(name: str, tokens: int) -> None:
-    """Compiled and eager float32 against the same model in float64: features, and the gradient of every parameter.
-
-    But for shared gates: test_ops has their test, which fails for now.
-    """
+    """Compiled and eager float32 against the same model in float64: features, and the gradient of every parameter."""
     torch.manual_seed(0)
     options = {"embed_dim": 12, "hidden_size": 16, "num_layers": 2, "output_mode": "all", **MODELS[name]}
     model, exact_model = NSA.build(**options).eval(), NSA.build(**options).eval().double()
@@ -368,5 +369,9 @@ def test_the_whole_model(name: str, tokens: int) -> None:
         out.backward(draw(*out.shape, seed=2).to(out.dtype))
         grads = {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in net.named_parameters()}
         found.append({"output": out.detach(), "gradient of x": leaf.grad, **grads})
-    for part in found[0].keys() - {n for n in found[0] if n.endswith("attention.gate")}:
-        assert_accurate(*(f[part] for f in found), f"{name} model of {tokens}: {part}")
+    largest = max(float(found[2][n].abs().max()) for n in grads)
+    for part in found[0]:
+        term = term_of(found[2][part], largest)
+        if part.endswith("attention.gate"):  # three numbers, each a difference of gradients of the gates
+            term = largest
+        assert_accurate(*(f[part] for f in found), f"{name} model of {tokens}: {part}", term=term)

@@ -105,7 +105,7 @@ def one_path(program: Program, naive_mask: Any, tokens: int, dtype: torch.dtype,
         out = softmax_attention(wide(x["q"]), wide(x["k"]), wide(x["v"]), mask)
         return (out.to(x["q"].dtype),)
 
-    compare_gradients(run, values, f"{program.name} of {tokens}", few_keys=True)
+    compare_gradients(run, values, f"{program.name} of {tokens}")
 
 
 @shapes
@@ -176,8 +176,7 @@ def test_nsa_in_its_seed_form(tokens: int) -> None:
                 total = total + gate * softmax_attention(q, keys, vals, mask.expand(batch, 2, -1, -1))
         return (total,)
 
-    # test_ops has the test of a shared gate's gradient, which fails for now.
-    compare_gradients(run, values, f"seed of {tokens}", few_keys=True, fixed=("gates",))
+    compare_gradients(run, values, f"seed of {tokens}")
 
 
 @lengths
@@ -223,7 +222,7 @@ def test_nsa_in_the_papers_form(tokens: int) -> None:
                 total = total + gates[..., p, None] * softmax_attention(q, keys, vals, mask.expand(batch, 1, -1, -1))
         return (total + 0 * sum(y.sum() for y in x.values()),)  # short sequences have no window: zero gradients
 
-    compare_gradients(run, values, f"paper of {tokens}", few_keys=True)
+    compare_gradients(run, values, f"paper of {tokens}")
 
 
 def test_the_descriptions_are_the_presets() -> None:

@@ -94,22 +94,7 @@ def run_op(desc: KernelDesc, impl: str, values: dict[str, Any]) -> tuple[Tensor,
     return tuple(out)
 
 
-SHARED_GATES = "combine_bwd sums the gradient of a shared gate over 256 rows one by one in float32: 3x eager is passed"
-
-
-@pytest.mark.parametrize(
-    "desc",
-    [
-        pytest.param(
-            d,
-            id=f"{d.op}-{i}-{d.readable}",
-            marks=[pytest.mark.xfail(strict=True, reason=SHARED_GATES)]
-            if d.op == "combine" and d.word("gates") == "scalar" and d.dtype == "float32"
-            else [],
-        )
-        for i, d in enumerate(DIFFERENTIABLE)
-    ],
-)
+@named(DIFFERENTIABLE)
 @drawn(6)
 @given(data=st.data(), seed=st.integers(0, 1 << 16))
 def test_gradients_agree_with_float64(desc: KernelDesc, data: st.DataObject, seed: int) -> None:

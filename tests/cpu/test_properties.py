@@ -345,11 +345,11 @@ for name in ("g4-f32", "g8-f16", "g3-bf16"):
     x = qkv(spec, dtype, 61)
     def window(impl, x):
         return functional.window_attention(x["q"], x["k"], x["v"], window_size=spec.window_size, impl=impl)
-    compare_gradients(window, x, name, few_keys=True)
+    compare_gradients(window, x, name)
     lists = torch.randint(-1, 61 // spec.block_size, (len(x["q"]), 61, spec.kv_heads, spec.num_selected_blocks))
     def selected(impl, x):
         return functional.selected_attention(x["q"], x["k"], x["v"], lists, block_size=spec.block_size, impl=impl)
-    compare_gradients(selected, x, name, few_keys=True)
+    compare_gradients(selected, x, name)
     mean = functional.compress(x["k"], kernel=spec.kernel, stride=spec.stride, impl="reference")
     exact = functional.compress(x["k"].double(), kernel=spec.kernel, stride=spec.stride, impl="reference")
     if spec.compression == "mean":

@@ -1,4 +1,4 @@
-"""Gated combination, backward: do_p = gate_p * dout, and dgate_p = dout . o_p per row, or summed per task."""
+"""Gated combination, backward: do_p = gate_p * dout, and dgate_p = dout . o_p per row."""
 
 from typing import Any
 
@@ -7,17 +7,17 @@ import tilelang.language as T
 from ...desc import KernelDesc
 from ...schedule import Schedule
 from ...target import Target
-from .common import ELEMENT, STORAGE, call, down, prelude, up
+from .common import ELEMENT, STORAGE, call, down, prelude, scalar, up
 
 
 def get_combine_bwd_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any:
     """Return the kernel for `desc` (`paths`, `dv`, `gates`): o0 .. o3, gates, dout -> d0 .. d3, grad_gates.
 
-    `grad_gates` is float32: [rows, paths], or [tasks, paths] partial sums where one gate serves all rows.
+    `grad_gates` is float32 [rows, paths]; where one gate serves all rows, its gradient is their sum.
     """
     dtype, paths, dv = desc.dtype, desc.size("paths"), desc.size("dv")
     storage, shared = STORAGE[dtype], desc.word("gates") == "scalar"
-    rows, tasks = T.dynamic("rows"), T.dynamic("tasks")
+    rows = T.dynamic("rows")
 
     @T.prim_func
     def combine_backward(
@@ -31,34 +31,24 @@ def get_combine_bwd_kernel(desc: KernelDesc, schedule: Schedule, target: Target)
         d1: T.Tensor((rows, dv), storage),
         d2: T.Tensor((rows, dv), storage),
         d3: T.Tensor((rows, dv), storage),
-        grad_gates: T.Tensor((tasks if shared else rows, paths), "float32"),
+        grad_gates: T.Tensor((rows, paths), "float32"),
         rows_per_task: T.int32,
         task_lo: T.int32,
         task_hi: T.int32,
     ):
         with T.Kernel(1, prelude=prelude()) as _:
             gradient = T.alloc_local((dv,), "float32")
-            dot = T.alloc_local((paths,), "float32")
             for task in T.serial(task_lo, task_hi):
-                call("fill", dot.data, T.float32(0), paths)
                 for r in T.serial(task * rows_per_task, T.min((task + 1) * rows_per_task, rows)):
                     call(f"up_row<{ELEMENT[dtype]}>", gradient.data, T.address_of(dout[r, 0]), dv)
                     for p in tuple(range(paths)):
-                        if not shared:
-                            dot[p] = 0.0
                         for c in T.serial(dv):
                             (d0, d1, d2, d3)[p][r, c] = down(
                                 dtype, gradient[c] * (gates[0, p] if shared else up(dtype, gates[r, p]))
                             )
-                        dot[p] = dot[p] + T.call_extern(
-                            "float32",
-                            f"nsa::dot_row<{ELEMENT[dtype]}>",
+                        grad_gates[r, p] = scalar(
+                            f"dot_row<{ELEMENT[dtype]}>",
                             *(gradient.data, T.address_of((o0, o1, o2, o3)[p][r, 0]), dv),
                         )
-                        if not shared:
-                            grad_gates[r, p] = dot[p]
-                if shared:
-                    for p in T.serial(paths):
-                        grad_gates[task, p] = dot[p]
 
     return combine_backward

@@ -12,6 +12,8 @@ from ...schedule import Schedule
 from ...target import Target
 from .common import ELEMENT, STORAGE, call, down, prelude
 
+RUN = 32
+
 
 def get_compress_bwd_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any:
     """Return the kernel for `desc` (`part`, `method`, `kernel`, `stride`, `dim`)."""
@@ -75,7 +77,9 @@ def weights_kernel(desc: KernelDesc) -> Any:
         task_hi: T.int32,
     ):
         with T.Kernel(1, prelude=prelude()) as _:
-            up_row = T.alloc_local((dim,), "float32")
+            gradient = T.alloc_local((dim,), "float32")
+            weight_part = T.alloc_local((dim,), "float32")  # sums over a run of windows: shorter sums round less
+            bias_part = T.alloc_local((dim,), "float32")
             u, h = (T.alloc_var("int32") for _ in range(2))
             for task in T.serial(task_lo, task_hi):
                 u = T.truncdiv(task, kv_heads)
@@ -83,20 +87,18 @@ def weights_kernel(desc: KernelDesc) -> Any:
                 call("fill", T.address_of(grad_weight[u, h, 0]), T.float32(0), dim)
                 if u == 0:
                     call("fill", T.address_of(grad_bias[h, 0]), T.float32(0), dim)
-                for b in T.serial(batch):
-                    for i in T.serial(windows):
-                        call(f"up_row<{ELEMENT[dtype]}>", up_row.data, T.address_of(dout[b, i, h, 0]), dim)
+                for b, r in T.grid(batch, T.ceildiv(windows, RUN)):
+                    call("fill", weight_part.data, T.float32(0), dim)
+                    call("fill", bias_part.data, T.float32(0), dim)
+                    for i in T.serial(r * RUN, T.min((r + 1) * RUN, windows)):
+                        call(f"up_row<{ELEMENT[dtype]}>", gradient.data, T.address_of(dout[b, i, h, 0]), dim)
                         call(
                             f"multiply_add<{ELEMENT[dtype]}>",
-                            *(T.address_of(grad_weight[u, h, 0]), T.address_of(x[b, i * stride + u, h, 0])),
-                            *(up_row.data, dim),
+                            *(weight_part.data, T.address_of(x[b, i * stride + u, h, 0]), gradient.data, dim),
                         )
-                        if u == 0:
-                            call(
-                                f"add_row<{ELEMENT[dtype]}>",
-                                T.address_of(grad_bias[h, 0]),
-                                T.address_of(dout[b, i, h, 0]),
-                                dim,
-                            )
+                        call("add_row<nsa::f32>", bias_part.data, gradient.data, dim)
+                    call("add_row<nsa::f32>", T.address_of(grad_weight[u, h, 0]), weight_part.data, dim)
+                    if u == 0:
+                        call("add_row<nsa::f32>", T.address_of(grad_bias[h, 0]), bias_part.data, dim)
 
     return compress_weights

@@ -1,8 +1,8 @@
 """Gathered attention, backward, in two parts that need no atomics: over queries (dq), and over blocks (dk, dv).
 
-`queries` follows each query's list as the forward does and writes delta = rowsum(dout * out) - dlse. `keys` follows
-the inverse index, for each block the queries that list it in ascending order, so that a block's gradient is summed by
-one task and always in the same order.
+`queries` follows each query's list as the forward does and writes delta = sum_j p_j dp_j - dlse; the formulas are
+those of the streamed attention's backward. `keys` follows the inverse index, for each block the queries that list it
+in ascending order, so that a block's gradient is summed by one task and always in the same order.
 """
 
 from typing import Any
@@ -31,20 +31,20 @@ def queries_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
     batch, tokens, kv_heads, blocks = (T.dynamic(x) for x in ("batch", "tokens", "kv_heads", "blocks"))
 
     @T.macro
-    def load_queries(q, out, lse, dout, dlse, delta, q_up, do_up, logs, means, b, t, h, chunk, scale):
+    def load_queries(q, out, lse, dout, dlse, q_up, do_up, logs, base, rest, b, t, h, chunk, scale):
         call("fill", q_up.data, T.float32(0), heads * dk)
         call("fill", do_up.data, T.float32(0), heads * dv)
         for g in T.serial(heads):
             logs[g] = -NEG_INF
-            means[g] = 0.0
+            base[g] = 0.0
+            rest[g] = 0.0
             if chunk * heads + g < group:
                 for c in T.serial(dk):
                     q_up[g, c] = up(dtype, q[b, t, h, chunk * heads + g, c]) * scalar("log2_units", scale)
-                means[g] = -dlse[b, t, h, chunk * heads + g]
                 for c in T.serial(dv):
                     do_up[g, c] = up(dtype, dout[b, t, h, chunk * heads + g, c])
-                    means[g] = means[g] + do_up[g, c] * up(dtype, out[b, t, h, chunk * heads + g, c])
-                delta[b, t, h, chunk * heads + g] = means[g]
+                    base[g] = base[g] + do_up[g, c] * up(dtype, out[b, t, h, chunk * heads + g, c])
+                rest[g] = -dlse[b, t, h, chunk * heads + g]
                 logs[g] = scalar("log2_of", lse[b, t, h, chunk * heads + g])
 
     @T.prim_func
@@ -69,11 +69,13 @@ def queries_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
         with T.Kernel(1, prelude=prelude(n)) as _:
             q_up = T.alloc_local((heads, dk), "float32")
             do_up = T.alloc_local((heads, dv), "float32")
-            grad = T.alloc_local((heads, columns), "float32")
+            weighted = T.alloc_local((heads, columns), "float32")  # sum of p * (dp - base) * k
+            mean = T.alloc_local((heads, columns), "float32")  # sum of p * k
             s = T.alloc_local((heads, width), "float32")
             ds = T.alloc_local((heads, width), "float32")
             logs = T.alloc_local((heads,), "float32")
-            means = T.alloc_local((heads,), "float32")
+            base = T.alloc_local((heads,), "float32")
+            rest = T.alloc_local((heads,), "float32")
             chosen = T.alloc_local((n,), "int32")
             b, h, t0, end, count, j, seen = (T.alloc_var("int32") for _ in range(7))
             for task in T.serial(task_lo, task_hi):
@@ -87,10 +89,11 @@ def queries_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                     )
                     for chunk in T.serial(chunks):
                         load_queries(
-                            *(q, out, lse, dout, dlse, delta, q_up, do_up, logs, means),
+                            *(q, out, lse, dout, dlse, q_up, do_up, logs, base, rest),
                             *(b, t, h, chunk, scale),
                         )
-                        call("fill", grad.data, T.float32(0), heads * columns)
+                        call("fill", weighted.data, T.float32(0), heads * columns)
+                        call("fill", mean.data, T.float32(0), heads * columns)
                         for x in T.serial(count):
                             j = chosen[x]
                             seen = T.min(block, end - j * block)
@@ -106,18 +109,21 @@ def queries_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                                 *(heads, dv, s.data),
                             )
                             for g in T.serial(heads):
-                                call(
-                                    "softmax_backward_row",
-                                    *(T.address_of(s[g, 0]), T.address_of(ds[g, 0]), width, logs[g], means[g]),
+                                rest[g] = rest[g] + scalar(
+                                    "weigh_row", T.address_of(s[g, 0]), T.address_of(ds[g, 0]), width, logs[g], base[g]
                                 )
-                            call(
-                                product(columns, schedule, "ADD"),
-                                *(grad.data, columns, ds.data, width, 1, T.address_of(k_rows[b, h, j, 0, 0])),
-                                *(heads, seen, s.data),
-                            )
+                            for gathered, weights in ((weighted, ds), (mean, s)):
+                                call(
+                                    product(columns, schedule, "ADD"),
+                                    *(gathered.data, columns, weights.data, width, 1),
+                                    *(T.address_of(k_rows[b, h, j, 0, 0]), heads, seen, s.data),
+                                )
                         for g in T.serial(T.min(heads, group - chunk * heads)):
+                            delta[b, t, h, chunk * heads + g] = base[g] + rest[g]
                             for c in T.serial(dk):
-                                dq[b, t, h, chunk * heads + g, c] = down(dtype, grad[g, c] * scale)
+                                dq[b, t, h, chunk * heads + g, c] = down(
+                                    dtype, (weighted[g, c] - rest[g] * mean[g, c]) * scale
+                                )
 
     return gather_attention_queries
 

@@ -1,8 +1,10 @@
 """Streamed attention, backward, in two parts that need no atomics: over queries (dq), and over keys (dk, dv).
 
-Weights are recomputed from lse: p = exp(s - lse), ds = p * (dp - delta), delta = rowsum(dout * out) - dlse. `queries`
-mirrors the forward and writes delta; `keys` lays a tile of keys in the lanes and runs over the queries that see it,
-a range that follows from the index set's bounds.
+Weights are recomputed from lse: p = exp(s - lse), ds = p * (dp - delta) with delta = sum_j p_j dp_j - dlse. `queries`
+mirrors the forward. It starts from base = dout . out, into which out's rounding went, several times the error of
+eager gradients, and mends that in the same pass: with rest = sum_j p_j (dp_j - base) - dlse, dq is sum_j p_j (dp_j -
+base) k_j - rest sum_j p_j k_j, and delta, which it writes, base + rest. `keys` lays a tile of keys in the lanes and
+runs over the queries that see it, a range that follows from the index set's bounds.
 """
 
 from typing import Any
@@ -50,7 +52,7 @@ def queries_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
     mask = range_mask(ranges, lanes)
 
     @T.macro
-    def load_queries(q, out, lse, dout, dlse, delta, q_t, do_t, logs, means, lo, hi, b, t0, h, chunk, q_start, scale):
+    def load_queries(q, out, lse, dout, dlse, q_t, do_t, logs, base, rest, lo, hi, b, t0, h, chunk, q_start, scale):
         """Pack queries and output gradients as [dim, lanes]; a lane without a query has weight 0 everywhere."""
         call("fill", q_t.data, T.float32(0), dk * lanes)
         call("fill", do_t.data, T.float32(0), dv * lanes)
@@ -58,31 +60,32 @@ def queries_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
             t = t0 + T.truncdiv(lane, heads)
             g = chunk * heads + T.truncmod(lane, heads)
             logs[lane] = -NEG_INF
-            means[lane] = 0.0
+            base[lane] = 0.0
+            rest[lane] = 0.0
             for r, _ in enumerate(ranges):
                 lo[r, lane] = 0
                 hi[r, lane] = 0
             if T.And(lane < queries * heads, T.And(t < tokens, g < group)):
                 for c in T.serial(dk):
                     q_t[c, lane] = up(dtype, q[b, t, h, g, c]) * scalar("log2_units", scale)
-                means[lane] = -dlse[b, t, h, g]
                 for c in T.serial(dv):
                     do_t[c, lane] = up(dtype, dout[b, t, h, g, c])
-                    means[lane] = means[lane] + do_t[c, lane] * up(dtype, out[b, t, h, g, c])
-                delta[b, t, h, g] = means[lane]
+                    base[lane] = base[lane] + do_t[c, lane] * up(dtype, out[b, t, h, g, c])
+                rest[lane] = -dlse[b, t, h, g]
                 logs[lane] = scalar("log2_of", lse[b, t, h, g])
                 for r, span in enumerate(ranges):
                     lo[r, lane] = bound_at(span.lo, q_start + t, keys)
                     hi[r, lane] = bound_at(span.hi, q_start + t, keys)
 
     @T.macro
-    def store_gradients(dq, dq_t, b, t0, h, chunk, scale):
+    def store_gradients(dq, delta, weighted_t, mean_t, base, rest, b, t0, h, chunk, scale):
         for lane in T.serial(queries * heads):
             t = t0 + T.truncdiv(lane, heads)
             g = chunk * heads + T.truncmod(lane, heads)
             if T.And(t < tokens, g < group):
+                delta[b, t, h, g] = base[lane] + rest[lane]
                 for c in T.serial(dk):
-                    dq[b, t, h, g, c] = down(dtype, dq_t[c, lane] * scale)
+                    dq[b, t, h, g, c] = down(dtype, (weighted_t[c, lane] - rest[lane] * mean_t[c, lane]) * scale)
 
     @T.prim_func
     def stream_attention_queries(
@@ -103,11 +106,13 @@ def queries_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
         with T.Kernel(1, prelude=prelude()) as _:
             q_t = T.alloc_local((dk, lanes), "float32")
             do_t = T.alloc_local((dv, lanes), "float32")
-            dq_t = T.alloc_local((dk, lanes), "float32")
+            weighted_t = T.alloc_local((dk, lanes), "float32")  # sum of p * (dp - base) * k
+            mean_t = T.alloc_local((dk, lanes), "float32")  # sum of p * k
             s = T.alloc_local((step, lanes), "float32")
             ds = T.alloc_local((step, lanes), "float32")
             logs = T.alloc_local((lanes,), "float32")
-            means = T.alloc_local((lanes,), "float32")
+            base = T.alloc_local((lanes,), "float32")
+            rest = T.alloc_local((lanes,), "float32")
             lo = T.alloc_local((len(ranges), lanes), "int32")
             hi = T.alloc_local((len(ranges), lanes), "int32")
             k_up = T.alloc_local((staged, dk), "float32")
@@ -119,10 +124,11 @@ def queries_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                 first = q_start + t0
                 last = q_start + T.min(t0 + queries, tokens) - 1
                 load_queries(
-                    *(q, out, lse, dout, dlse, delta, q_t, do_t, logs, means, lo, hi),
+                    *(q, out, lse, dout, dlse, q_t, do_t, logs, base, rest, lo, hi),
                     *(b, t0, h, chunk, q_start, scale),
                 )
-                call("fill", dq_t.data, T.float32(0), dk * lanes)
+                call("fill", weighted_t.data, T.float32(0), dk * lanes)
+                call("fill", mean_t.data, T.float32(0), dk * lanes)
                 end = 0
                 for span in ranges:
                     begin = T.max(end, bound_at(span.lo, first, keys))
@@ -143,12 +149,14 @@ def queries_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                             product(lanes, schedule, "ZERO"),
                             *(ds.data, lanes, *rows_at(dtype, v, v_up, b, j0, h), do_t.data, rows, dv, s.data),
                         )
-                        call(f"softmax_backward<{lanes}>", s.data, ds.data, rows, logs.data, means.data)
-                        call(
-                            product(lanes, schedule, "ADD"),
-                            *(dq_t.data, lanes, *columns_at(dtype, k, k_up, b, j0, h), ds.data, dk, rows, s.data),
-                        )
-                store_gradients(dq, dq_t, b, t0, h, chunk, scale)
+                        call(f"weigh<{lanes}>", s.data, ds.data, rows, logs.data, base.data, rest.data)
+                        for gathered, weights in ((weighted_t, ds), (mean_t, s)):
+                            call(
+                                product(lanes, schedule, "ADD"),
+                                *(gathered.data, lanes, *columns_at(dtype, k, k_up, b, j0, h)),
+                                *(weights.data, dk, rows, s.data),
+                            )
+                store_gradients(dq, delta, weighted_t, mean_t, base, rest, b, t0, h, chunk, scale)
 
     return stream_attention_queries
 

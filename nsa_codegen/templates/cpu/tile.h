@@ -256,19 +256,38 @@ NSA_INLINE float softmax_row(float *s, int n, float *m, float *l) {
 // lse in log2 units, such that 2^(score - it) is the weight; +inf, hence weight 0, for an empty row.
 NSA_INLINE float log2_of(float lse) { return lse == -INFINITY ? INFINITY : lse * 1.44269504088896341f; }
 
-// Backward of the softmax, a query in each lane: dp (gradient of the weights) becomes the gradient of the scores,
-// p * (dp - delta), with p = 2^(S - lse) from the scores S in log2 units.
-template <int LANES> NSA_INLINE void softmax_backward(const float *S, float *dp, int rows, const float *lse, const float *delta) {
+// Backward of the softmax, a query in each lane: from scores S in log2 units to weights p = 2^(S - lse), and from dp,
+// the gradient of the weights, to p * (dp - delta), whose sum over the keys is added to rest: what delta lacks.
+template <int LANES>
+NSA_INLINE void weigh(float *S, float *dp, int rows, const float *lse, const float *delta, float *rest) {
   for (int lane = 0; lane < LANES; lane += W) {
-    vf log_sum = load(lse + lane), mean = load(delta + lane);
+    vf log_sum = load(lse + lane), mean = load(delta + lane), sum = vf{};
     for (int j = 0; j < rows; j++) {
-      vf p = exp2(load(S + j * LANES + lane) - log_sum);
-      store(dp + j * LANES + lane, p * (load(dp + j * LANES + lane) - mean));
+      vf p = exp2(load(S + j * LANES + lane) - log_sum), weighted = p * (load(dp + j * LANES + lane) - mean);
+      store(S + j * LANES + lane, p);
+      store(dp + j * LANES + lane, weighted);
+      sum += weighted;
     }
+    store(rest + lane, load(rest + lane) + sum);
   }
 }
 
-// The same for a row of n keys of one query; S becomes the weights p.
+// The same for a row of n keys of one query; returns the sum of p * (dp - delta).
+NSA_INLINE float weigh_row(float *S, float *dp, int n, float lse, float delta) {
+  vf sums = vf{};
+  float sum = 0.0f;
+  for (int i = 0; i < n; i += W) {
+    vf p = exp2(load(S + i) - splat(lse)), weighted = p * (load(dp + i) - splat(delta));
+    store(S + i, p);
+    store(dp + i, weighted);
+    sums += weighted;
+  }
+  for (int i = 0; i < W; i++)
+    sum += sums[i];
+  return sum;
+}
+
+// For a row of n keys of one query: S becomes the weights p, and dp the gradient of the scores, p * (dp - delta).
 NSA_INLINE void softmax_backward_row(float *S, float *dp, int n, float lse, float delta) {
   for (int i = 0; i < n; i += W) {
     vf p = exp2(load(S + i) - splat(lse));
