@@ -5,9 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_VERSION ?= 2.13.0
 # What pip installs for torch, with options if need be; empty: see torch-installed below.
-# Example: make test TORCH_SPEC="torch==2.13.0+cpu --index-url https://download.pytorch.org/whl/cpu"
+# An index of your own: make test TORCH_SPEC="torch==2.13.0+cpu --index-url ..."
 TORCH_SPEC ?=
-TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 PYTEST_ARGS ?= -n 2
 DEMO_ARGS ?=
 
@@ -46,15 +45,16 @@ $(BIN)/python:
 		{ echo "error: $(PYTHON) is older than Python 3.11; give another one with PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# PyPI's wheel for Linux brings gigabytes of CUDA. Without an NVIDIA GPU we ask for the local version +cpu, which a
-# CUDA wheel can never satisfy: first of the places that pip is configured for, then of PyTorch's index of CPU wheels.
+# PyPI's wheel for Linux brings gigabytes of CUDA. Without an NVIDIA GPU we ask the places that pip is configured for for
+# the local version +cpu, which a CUDA wheel can never satisfy; where none of them has it, PyPI's wheel serves as well.
 # Platforms without such wheels (macOS) have CPU builds under the plain version.
 torch-installed: $(BIN)/python
 	@if $(BIN)/python -c 'import torch' 2>/dev/null; then exit 0; fi; set -ex; \
 	if [ -n '$(TORCH_SPEC)' ]; then $(PIP) install $(TORCH_SPEC); \
 	elif command -v nvidia-smi >/dev/null || [ "$$(uname -s)" != Linux ]; then $(PIP) install 'torch==$(TORCH_VERSION)'; \
-	else $(PIP) install 'torch==$(TORCH_VERSION)+cpu' || \
-		$(PIP) install 'torch==$(TORCH_VERSION)+cpu' --extra-index-url $(TORCH_CPU_INDEX); fi
+	else $(PIP) install 'torch==$(TORCH_VERSION)+cpu' || { \
+		echo 'no CPU build of torch found; installing the one from PyPI, which brings CUDA (TORCH_SPEC names another)'; \
+		$(PIP) install 'torch==$(TORCH_VERSION)'; }; fi
 
 $(READY): pyproject.toml | $(BIN)/python
 	@$(MAKE) --no-print-directory torch-installed
