@@ -115,7 +115,6 @@ def _combine_backward_fake(outs: list[Tensor], gates: Tensor, dout: Tensor) -> A
     return [o.new_empty(o.shape) for o in outs], gates.new_empty(gates.shape)
 
 
-_WINDOWS_PER_STEP = 1024
 _WEIGHTS = ("weight", "bias", "position", "w1", "b1", "w2", "b2")
 
 
@@ -129,39 +128,28 @@ def _compress_backward(
     """The gradients of x and of the weights that are given, in order."""
     x, dout = x.contiguous(), dout.contiguous()
     given = {name: w for name, w in zip(_WEIGHTS, weights, strict=True) if w is not None}
-    if method == "mlp":
-        return _mlp_backward(x, dout, kernel, stride, given)
     desc = compress_desc(method, dtype_name(x), kernel=kernel, stride=stride, dim=x.shape[3])
+    if method == "mlp":
+        return _mlp_backward(desc.replace(hidden=given["w1"].shape[0]), x, dout, given)
     parts = _backward_descs(desc)
-    grads = [run(parts[0], x=x, dout=dout, weight=given.get("weight"))[0]]
+    by_tokens = {"weight": given["weight"]} if method == "conv" else {}
+    grads = [run(parts[0], x=x, dout=dout, **by_tokens)[0]]
     if method == "conv":
         by_weight = dict(zip(("weight", "bias"), run(parts[1], x=x, dout=dout), strict=True))
         grads += [by_weight[name].to(w.dtype) for name, w in given.items()]
     return grads
 
 
-def _mlp_backward(x: Tensor, dout: Tensor, kernel: int, stride: int, given: dict[str, Tensor]) -> list[Tensor]:
-    """Gradients of the mlp: products of whole matrices, hence torch's, in float32, a run of windows at a time."""
-    position, w1, b1, w2 = (given[name].float() for name in _WEIGHTS[2:6])
-    grads = {name: torch.zeros_like(given[name], dtype=torch.float32) for name in given}
-    grad_x = torch.zeros_like(x, dtype=torch.float32)
-    for first in range(0, dout.shape[1], _WINDOWS_PER_STEP):
-        grad = dout[:, first : first + _WINDOWS_PER_STEP].float()
-        starts = torch.arange(first, first + grad.shape[1]) * stride
-        at = starts[:, None] + torch.arange(kernel)
-        flat = (x[:, at].float() + position[:, None, :]).transpose(2, 3).flatten(3)
-        before = torch.nn.functional.linear(flat, w1, b1)
-        inner = torch.nn.functional.gelu(before)
-        grad_before = torch.ops.aten.gelu_backward(grad @ w2, before)
-        grad_flat = (grad_before @ w1).unflatten(-1, position.shape).transpose(2, 3)
-        grads["w2"] += grad.flatten(0, 2).T @ inner.flatten(0, 2)
-        grads["b2"] += grad.sum(dim=(0, 1, 2))
-        grads["w1"] += grad_before.flatten(0, 2).T @ flat.flatten(0, 2)
-        grads["b1"] += grad_before.sum(dim=(0, 1, 2))
-        grads["position"] += grad_flat.sum(dim=(0, 1, 3))
-        for u in range(kernel):  # within one u every window has its own token
-            grad_x[:, starts + u] += grad_flat[:, :, u]
-    return [grad_x.to(x.dtype), *(grads[name].to(w.dtype) for name, w in given.items())]
+def _mlp_backward(desc: KernelDesc, x: Tensor, dout: Tensor, given: dict[str, Tensor]) -> list[Tensor]:
+    by_inner, by_tokens, by_weights = _backward_descs(desc)
+    layers = {name: given[name] for name in ("position", "w1", "b1", "w2")}
+    active, dz = run(by_inner, x=x, dout=dout, **layers)
+    (grad_x,) = run(by_tokens, x=x, dout=dout, dz=dz, w1=given["w1"])
+    w1, w2, b1, b2 = run(by_weights, x=x, dout=dout, position=given["position"], active=active, dz=dz)
+    # The encoding is added to every window alike, as b1 is to every output of w1.
+    position = (b1 @ given["w1"].float()).view(given["position"].shape)
+    grads = {"position": position, "w1": w1, "b1": b1, "w2": w2, "b2": b2}
+    return [grad_x, *(grads[name].to(w.dtype) for name, w in given.items())]
 
 
 @fake_op("compress_backward")

@@ -11,7 +11,7 @@ from .. import reference
 from ..desc import KernelDesc
 from ..program import Phi
 from ..schedule import Schedule
-from ..tiling import ceil_div
+from ..tiling import ceil_div, padded
 from .base import Launch, OpDef, Sizes, Values, Work, backward_part, draw, element_bytes, scratch, torch_dtype
 
 MLP_EXPANSION = 2  # hidden units of the mlp per channel
@@ -69,28 +69,43 @@ def prepare(desc: KernelDesc, schedule: Schedule, workers: int, *, x: Tensor, **
 
 
 def backward_descs(desc: KernelDesc) -> tuple[KernelDesc, ...]:
-    """Return the parts of the backward: to the tokens, and to a convolution's weights; none for the mlp."""
-    if desc.word("method") == "mlp":
-        return ()
+    """Return the parts of the backward: to the tokens, then to the weights; the mlp's inner layer comes first."""
     dims = {name: value for name, value in desc.dims if name != "out"}
-    tokens = backward_part(desc, "tokens", **dims)
-    return (tokens,) if desc.word("method") == "mean" else (tokens, backward_part(desc, "weights", **dims))
+    parts = {"mean": ("tokens",), "conv": ("tokens", "weights"), "mlp": ("inner", "tokens", "weights")}
+    return tuple(backward_part(desc, part, **dims) for part in parts[desc.word("method")])
 
 
 def prepare_backward(
-    desc: KernelDesc, schedule: Schedule, workers: int, *, x: Tensor, dout: Tensor, weight: Tensor | None = None
+    desc: KernelDesc, schedule: Schedule, workers: int, *, x: Tensor, dout: Tensor, **rest: Tensor
 ) -> Launch:
-    """Return the launch of one part: `tokens` gives dx, one task per token; `weights` gives float32 dweight, dbias."""
+    """Return the launch of one part.
+
+    `inner` gives the mlp's active = gelu(z) and dz; `tokens` gives dx, from dz or dout; `weights` gives float32
+    gradients: dweight, dbias of a convolution, or dw1, dw2, db1, db2 of the mlp from active and dz.
+    """
     batch, keys, kv_heads, dim = x.shape
-    values: Values = {"x": x, "dout": dout, "batch": batch, "keys": keys, "kv_heads": kv_heads}
-    values["windows"] = dout.shape[1]
-    if desc.word("part") == "tokens":
+    windows, part, kernel = dout.shape[1], desc.word("part"), desc.size("kernel")
+    values: Values = {"x": x, "dout": dout, "batch": batch, "keys": keys, "kv_heads": kv_heads, "windows": windows}
+    values.update({name: w.float().contiguous() for name, w in rest.items()})
+    mlp = desc.word("method") == "mlp"
+    if part == "tokens":
         grad_x = torch.empty_like(x)
-        values.update(dx=grad_x, weight=None if weight is None else weight.float().contiguous())
-        return Launch(tasks=batch * keys, values=values, outputs=(grad_x,))
-    grads = scratch(desc.size("kernel"), kv_heads, dim), scratch(kv_heads, dim)
-    values.update(grad_weight=grads[0], grad_bias=grads[1])
-    return Launch(tasks=desc.size("kernel") * kv_heads, values=values, outputs=grads)
+        values.update(dx=grad_x)
+        steps = ceil_div(ceil_div(keys, desc.size("stride")), schedule.query_lanes)
+        return Launch(tasks=batch * kv_heads * steps if mlp else batch * keys, values=values, outputs=(grad_x,))
+    if not mlp:
+        grads: tuple[Tensor, ...] = (scratch(kernel, kv_heads, dim), scratch(kv_heads, dim))
+        values.update(grad_weight=grads[0], grad_bias=grads[1])
+        return Launch(tasks=kernel * kv_heads, values=values, outputs=grads)
+    hidden = desc.size("hidden")
+    if part == "inner":
+        kept = tuple(scratch(batch, kv_heads, windows, padded(hidden)) for _ in range(2))
+        values.update(active=kept[0], dz=kept[1])
+        tasks = batch * kv_heads * ceil_div(windows, schedule.query_lanes)
+        return Launch(tasks=tasks, values=values, outputs=kept)
+    grads = (scratch(hidden, kernel * dim), scratch(dim, hidden), scratch(hidden), scratch(dim))
+    values.update(zip(("grad_w1", "grad_w2", "grad_b1", "grad_b2"), grads, strict=True))
+    return Launch(tasks=kernel + 1, values=values, outputs=grads)
 
 
 def work(desc: KernelDesc, sizes: Sizes) -> Work:

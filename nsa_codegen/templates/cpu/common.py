@@ -5,6 +5,7 @@ from typing import Any
 
 import tilelang.language as T
 
+from ...desc import KernelDesc
 from ...index_sets import Bound, Range
 from ...schedule import Schedule
 
@@ -124,3 +125,21 @@ def mask_tail(s, rows, begin, end):
     for x in T.serial(rows):
         for j in T.serial(begin, end):
             s[x, j] = NEG_INF
+
+
+def token_product(desc: KernelDesc, schedule: Schedule) -> Any:
+    """Return the macro that adds w1[:, u] times the windows' tokens at u to the mlp's inner layer, [hidden, lanes].
+
+    Each token's sum is made first and then added: one running sum over the whole window would round more.
+    """
+    kernel, dim, hidden, lanes = desc.size("kernel"), desc.size("dim"), desc.size("hidden"), schedule.query_lanes
+
+    @T.macro
+    def add_token(inner, part, x_t, w1, u):
+        call(
+            product(lanes, schedule, "ZERO"),
+            *(part.data, lanes, T.address_of(w1[0, u, 0]), kernel * dim, 1, x_t.data, hidden, dim, x_t.data),
+        )
+        call("add_row<nsa::f32>", inner.data, part.data, hidden * lanes)
+
+    return add_token

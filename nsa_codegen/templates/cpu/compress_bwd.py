@@ -1,6 +1,6 @@
 """Compression, backward, of the mean and the convolution: to the tokens, and to the convolution's weights.
 
-The mlp's backward is matrix products of its whole batch of windows and is left to torch's BLAS.
+The mlp's is in `compress_mlp_bwd`.
 """
 
 from typing import Any
@@ -11,12 +11,16 @@ from ...desc import KernelDesc
 from ...schedule import Schedule
 from ...target import Target
 from .common import ELEMENT, STORAGE, call, down, prelude
+from .compress_mlp_bwd import inner_kernel, mlp_tokens_kernel, mlp_weights_kernel
 
 RUN = 32
 
 
 def get_compress_bwd_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any:
-    """Return the kernel for `desc` (`part`, `method`, `kernel`, `stride`, `dim`)."""
+    """Return the kernel for `desc` (`part`, `method`, `kernel`, `stride`, `dim`, and `hidden` for mlp)."""
+    if desc.word("method") == "mlp":
+        makers = {"inner": inner_kernel, "tokens": mlp_tokens_kernel, "weights": mlp_weights_kernel}
+        return makers[desc.word("part")](desc, schedule)
     return {"tokens": tokens_kernel, "weights": weights_kernel}[desc.word("part")](desc)
 
 

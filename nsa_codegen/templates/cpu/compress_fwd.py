@@ -11,7 +11,7 @@ import tilelang.language as T
 from ...desc import KernelDesc
 from ...schedule import Schedule
 from ...target import Target
-from .common import ELEMENT, STORAGE, call, decode_task, down, prelude, product, up
+from .common import ELEMENT, STORAGE, call, decode_task, down, prelude, product, token_product, up
 
 
 def get_compress_fwd_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any:
@@ -88,6 +88,8 @@ def mlp_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
     kernel, stride, lanes = desc.size("kernel"), desc.size("stride"), schedule.query_lanes
     batch, keys, kv_heads, windows = (T.dynamic(x) for x in ("batch", "keys", "kv_heads", "windows"))
 
+    add_token = token_product(desc, schedule)
+
     @T.prim_func
     def compress(
         x: T.Tensor((batch, keys, kv_heads, dim), STORAGE[dtype]),
@@ -103,6 +105,7 @@ def mlp_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
         with T.Kernel(1, prelude=prelude()) as _:
             x_t = T.alloc_local((dim, lanes), "float32")
             inner = T.alloc_local((hidden, lanes), "float32")
+            part = T.alloc_local((hidden, lanes), "float32")
             outer = T.alloc_local((dim, lanes), "float32")
             b, h, i0, count = (T.alloc_var("int32") for _ in range(4))
             for task in T.serial(task_lo, task_hi):
@@ -115,20 +118,7 @@ def mlp_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                     for lane in T.serial(count):
                         for c in T.serial(dim):
                             x_t[c, lane] = up(dtype, x[b, (i0 + lane) * stride + u, h, c]) + position[u, c]
-                    call(
-                        product(lanes, schedule, "ADD"),
-                        *(
-                            inner.data,
-                            lanes,
-                            T.address_of(w1[0, u, 0]),
-                            kernel * dim,
-                            1,
-                            x_t.data,
-                            hidden,
-                            dim,
-                            x_t.data,
-                        ),
-                    )
+                    add_token(inner, part, x_t, w1, u)
                 call("gelu", inner.data, hidden * lanes)
                 for c in T.serial(dim):
                     call("fill", T.address_of(outer[c, 0]), b2[c], lanes)

@@ -347,6 +347,16 @@ NSA_INLINE void gelu(float *x, int n) {
     x[i] = 0.5f * x[i] * (1.0f + erff(x[i] * 0.70710678118654752f));
 }
 
+// From x, before the gelu, and dy, the gradient after it: dy becomes the gradient before it, and x the gelu's value.
+NSA_INLINE void gelu_backward(float *x, float *dy, int n) {
+  for (int i = 0; i < n; i++) {
+    float below = 0.5f * (1.0f + erff(x[i] * 0.70710678118654752f));
+    float density = 0.39894228040143268f * expf(-0.5f * x[i] * x[i]);
+    dy[i] *= below + x[i] * density;
+    x[i] *= below;
+  }
+}
+
 // acc[i] += w[i] * float(src[i]) for i < n.
 template <typename T> NSA_INLINE void multiply_add(float *acc, const typename T::raw *src, const float *w, int n) {
   for (int i = 0; i < n; i++)
