@@ -3,7 +3,7 @@
 Both models have the same parameters (full attention leaves NSA's three gates per layer unused), start from the same
 values, and see the same bytes in the same order; both curves go into one picture.
 
-    python examples/language_model.py --steps 400
+    python examples/language_model.py --steps 300
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def draw(runs: list[dict], path: Path) -> None:
 def main() -> None:
     """Train both models, print and save what they reach."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)

@@ -15,17 +15,13 @@ from torch import Tensor
 from . import dispatch
 from .desc import KernelDesc
 from .dispatch import NAMESPACE, define_op, dtype_name, fake_op, gather_desc, run, stream_desc
-from .errors import NSAError
+from .errors import SecondDerivativeError
 from .ops import OPS
 from .ops.compress import compress_desc
 from .ops.gather_attention import backward_pack_descs, inverse_index
 from .tiling import ceil_div
 
 _ops = torch.ops.nsa_codegen
-
-
-class SecondDerivativeError(NSAError, NotImplementedError):
-    """A gradient of a gradient was asked for; the kernels have first derivatives only."""
 
 
 @functools.lru_cache(maxsize=1024)

@@ -12,6 +12,7 @@ from .desc import DTYPES
 from .errors import InputError
 from .index_sets import require_choice
 
+MAX_POSITION = 2**31 - 2**16  # positions, and sums with tile and window sizes, are 32-bit in the kernels
 IMPLS = ("auto", "compiled", "reference")
 _log = logging.getLogger("nsa_codegen")
 _logged: set[str] = set()
@@ -74,12 +75,23 @@ def require_key_dim(call: str, q: Tensor, k: Tensor, k_name: str = "k") -> None:
 def checked_start(call: str, q_start: int | None, q: Tensor, keys: int) -> int:
     """Return the position of the first query: given, or such that the last query is at the last key."""
     start = keys - q.shape[1] if q_start is None else q_start
+    if keys > MAX_POSITION:
+        raise InputError(f"{call}: {keys} keys are given; at most {MAX_POSITION} positions are addressed")
     if start < 0 or start + q.shape[1] > keys:
         raise InputError(
             f"{call}: {q.shape[1]} queries from position {start} do not fit {keys} keys; give at least as many keys "
             f"as the last query's position + 1"
         )
     return start
+
+
+def require_position(call: str, q_start: int, q: Tensor) -> None:
+    """Raise `InputError` unless every query's position is at least 0 and fits 32 bits."""
+    if q_start < 0 or q_start + q.shape[1] > MAX_POSITION:
+        raise InputError(
+            f"{call}: q_start = {q_start} with {q.shape[1]} queries is not allowed; give the first query's position, >= 0, "
+            f"such that no position passes {MAX_POSITION}"
+        )
 
 
 def checked_scale(call: str, scale: float | None, q: Tensor) -> float:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .build import build_all
-from .errors import NSAError
+from .errors import DemoError, MissingPackageError
 from .index_sets import require_choice
 from .nn import IMPLS, NSA, NSAModel
 from .requests import needed_requests
@@ -56,17 +56,10 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-class MissingPackageError(NSAError, ImportError):
-    """A package of an optional extra is not installed."""
-
-
-class DemoError(NSAError):
-    """The demo could not do its job: no text, or a reloaded model that computes something else."""
-
-
 class ByteLM(nn.Module):
     """A language model over bytes: embedding, `NSA.build(..., output_mode="all")`, linear to 256 logits.
 
+    NSA itself has no position encoding, so sines and cosines of the position are added to the embedding.
     `options` are those of `NSA.build`; `hidden_size` is the embedding's size too.
     """
 
@@ -83,12 +76,21 @@ class ByteLM(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the logits `[B, T, 256]` of the next byte for bytes `tokens [B, T]`, int64."""
-        logits: Tensor = self.head(self.body(self.embedding(tokens)))
+        embedded = self.embedding(tokens)
+        logits: Tensor = self.head(self.body(embedded + positions(embedded)))
         return logits
 
     def loss(self, tokens: Tensor) -> Tensor:
         """Return the mean cross-entropy, in nats, of each byte of `tokens [B, T + 1]` given those before it."""
         return F.cross_entropy(self(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+
+
+def positions(x: Tensor) -> Tensor:
+    """Return the sinusoidal position encoding `[T, D]` of `x [B, T, D]`, with wavelengths from 2 pi to 20000 pi."""
+    half = x.shape[-1] // 2
+    frequencies = torch.exp(torch.arange(half, device=x.device) * (-math.log(10_000.0) / half))
+    angles = torch.arange(x.shape[1], device=x.device)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1).to(x.dtype)
 
 
 def read_sources(limit: int = 4_000_000) -> Tensor:

@@ -28,6 +28,7 @@ from .tiling import ceil_div
 
 F = TypeVar("F", bound=Callable[..., Any])
 NAMESPACE = "nsa_codegen"
+MAX_TASKS = 2**31 - 1
 LIBRARY: Any = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
 
 
@@ -57,6 +58,8 @@ def run(desc: KernelDesc, **arguments: Any) -> tuple[Tensor, ...]:
     prepare = op.prepare if desc.direction == "fwd" else op.prepare_backward
     assert prepare is not None
     launch = prepare(desc, found.schedule, threads, **arguments)
+    if launch.tasks > MAX_TASKS:
+        raise InputError(f"{desc.op}: {launch.tasks} tasks are more than the {MAX_TASKS} of one call; split the batch")
     if launch.tasks:
         values = [launch.values[name] for name in found.names]
         addresses = [v.data_ptr() if isinstance(v, Tensor) else v for v in values]

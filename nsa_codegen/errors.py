@@ -53,6 +53,18 @@ class BuildForbiddenError(StoreError):
     """A kernel is not in the store and `NSA_CODEGEN_NO_BUILD=1` forbids building it."""
 
 
+class SecondDerivativeError(NSAError, NotImplementedError):
+    """A gradient of a gradient was asked for; the kernels have first derivatives only."""
+
+
+class MissingPackageError(NSAError, ImportError):
+    """A package of an optional extra is not installed."""
+
+
+class DemoError(NSAError):
+    """The demo could not do its job: no text, or a reloaded model that computes something else."""
+
+
 class KernelFailedError(NSAError):
     """A compiled kernel returned a non-zero status."""
 

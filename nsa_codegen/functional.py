@@ -12,7 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from . import autograd, reference
+from . import autograd as _gradients  # noqa: F401 - registers the gradients of the ops
+from . import reference
 from .checks import (
     checked_scale,
     checked_start,
@@ -20,6 +21,7 @@ from .checks import (
     require_attention,
     require_heads,
     require_key_dim,
+    require_position,
     require_tensor,
     use_compiled,
 )
@@ -29,7 +31,6 @@ from .program import Path, Phi, Program, require_score_windows
 from .reference.compress import Weights
 from .spec import NSASpec
 
-assert autograd  # registers the gradients of the ops
 _ops = torch.ops.nsa_codegen
 
 
@@ -122,6 +123,7 @@ def select_blocks(
         assert kernel is not None and stride is not None
         require_score_windows(call, kernel, stride, block_size, ("kernel", "stride", "block_size"))
         start = 0 if q_start is None else q_start
+        require_position(call, start, q)
     else:
         kernel = stride = None
         start = checked_start(call, q_start, q, k.shape[1])
@@ -302,8 +304,7 @@ def _stream(
     call: str, q: Tensor, k: Tensor, v: Tensor, visible: RangeSet, *, scale: float | None, q_start: int, impl: str
 ) -> tuple[Tensor, Tensor]:
     factor = checked_scale(call, scale, q)
-    if q_start < 0:
-        raise InputError(f"{call}: q_start = {q_start} is not allowed; give the first query's position, >= 0")
+    require_position(call, q_start, q)
     if use_compiled(call, impl, q):
         out, lse = _ops.stream_attention(q, k, v, visible.text, q_start, factor)
         return out, lse

@@ -69,9 +69,7 @@ def interleave(
     return Timing(samples=samples, repeats=repeats, warm=warm)
 
 
-def _timed(
-    contender: Contender, repeats: int, clock: Callable[[], float], pause: Callable[[float], None]
-) -> float:
+def _timed(contender: Contender, repeats: int, clock: Callable[[], float], pause: Callable[[float], None]) -> float:
     pause(PAUSE_SECONDS)
     start = clock()
     for _ in range(repeats):

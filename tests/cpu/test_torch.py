@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from nsa_codegen import NSA, functional
-from nsa_codegen.autograd import SecondDerivativeError
+from nsa_codegen.errors import SecondDerivativeError
 from nsa_codegen.index_sets import window
 
 SMALL = {"hidden_size": 32, "num_layers": 1, "dropout": 0.0, "num_heads": 4, "head_dim": 8, "output_mode": "all"}
