@@ -89,8 +89,8 @@ def require_position(call: str, q_start: int, q: Tensor) -> None:
     """Raise `InputError` unless every query's position is at least 0 and fits 32 bits."""
     if q_start < 0 or q_start + q.shape[1] > MAX_POSITION:
         raise InputError(
-            f"{call}: q_start = {q_start} with {q.shape[1]} queries is not allowed; give the first query's position, >= 0, "
-            f"such that no position passes {MAX_POSITION}"
+            f"{call}: q_start = {q_start} is not allowed with {q.shape[1]} queries; give the first query's position, "
+            f"such that all positions are from 0 to {MAX_POSITION}"
         )
 
 

@@ -7,8 +7,21 @@
 
 typedef float vec __attribute__((vector_size(NSA_VECTOR_BYTES)));
 
-// Enough chains to cover the latency of two units, and few enough to stay in registers.
+// Enough chains to cover the latency of two units, and few enough for 16 registers.
 #define CHAINS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
+#define COUNT(n) +1
+#define DECLARE(n) vec a##n = addend * float(n + 1);
+#define STEP(n) a##n = a##n * factor + addend;
+#define SUM(n) total += a##n;
+
+// What passes through a register here can't be computed ahead, nor steps be merged.
+#if defined(__x86_64__)
+#define KEEP(n) __asm__ volatile("" : "+v"(a##n));
+#elif defined(__aarch64__)
+#define KEEP(n) __asm__ volatile("" : "+w"(a##n));
+#else
+#define KEEP(n)
+#endif
 
 static float spin(int64_t steps) {
   vec factor, addend;
@@ -16,21 +29,10 @@ static float spin(int64_t steps) {
     factor[i] = 0.999f;
     addend[i] = 0.001f;
   }
-#define DECLARE(n) vec a##n = addend * float(n + 1);
-#define STEP(n) a##n = a##n * factor + addend;
-#define SUM(n) total += a##n;
   CHAINS(DECLARE)
   for (int64_t i = 0; i < steps; ++i) {
     CHAINS(STEP)
-    // Without a register barrier here a compiler could merge steps.
-#define KEEP(n) __asm__ volatile("" : "+" NSA_REGISTER(a##n));
-#if defined(__x86_64__)
-#define NSA_REGISTER(x) "v"(x)
     CHAINS(KEEP)
-#elif defined(__aarch64__)
-#define NSA_REGISTER(x) "w"(x)
-    CHAINS(KEEP)
-#endif
   }
   vec total = addend;
   CHAINS(SUM)
@@ -55,6 +57,5 @@ extern "C" double nsa_fma_peak(int32_t threads, int64_t steps) {
   work();
   for (auto &other : others) other.join();
   std::chrono::duration<double> lasted = std::chrono::steady_clock::now() - start;
-#define COUNT(n) +1
   return 2.0 * (0 CHAINS(COUNT)) * (NSA_VECTOR_BYTES / 4.0) * double(steps) * threads / lasted.count();
 }
