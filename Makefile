@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.installed
 
-.PHONY: demo test lint format types layers torch-installed clean
+.PHONY: demo test lint format types layers generated torch-installed clean
 
 demo: $(READY)
 	$(BIN)/nsa-codegen demo $(DEMO_ARGS)
@@ -39,6 +39,13 @@ types: $(READY)
 
 layers: $(READY)
 	$(BIN)/python -m pytest tests/unit/test_layers.py
+
+# The committed kernels: both presets, both directions, float32, for the widest CPU target. Binaries stay out of git.
+generated: $(READY)
+	rm -rf generated
+	for preset in seed paper; do \
+		NSA_CODEGEN_HOME=generated $(BIN)/nsa-codegen build --target x86_64_v4 --preset $$preset --direction both || exit 1; \
+	done
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -183,8 +183,8 @@ def _gather_attention(
     q: Tensor, k: Tensor, v: Tensor, block_indices: Tensor, block: int, causal: bool, q_start: int, scale: float
 ) -> tuple[Tensor, ...]:
     blocks, n = ceil_div(k.shape[1], block), block_indices.shape[3]
+    require_block_range(block_indices, blocks)  # before the conversion, which would cut a 64-bit index
     block_indices = block_indices.to(torch.int32).contiguous()
-    require_block_range(block_indices, blocks)
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     source = "packed" if pays_to_pack(q.shape[1], n, blocks) else "plain"
     desc = gather_desc(dtype_name(q), q.shape[2] // k.shape[2], q.shape[3], v.shape[3], block, n, causal, source)

@@ -280,9 +280,10 @@ def combine(outs: list[Tensor], gates: Tensor, *, impl: str = "auto") -> Tensor:
 
     Raises `InputError`.
     """
-    lead, paths = outs[0].shape, len(outs)
+    paths = len(outs)
     if not 1 <= paths <= MAX_PATHS:
         raise InputError(f"combine: {paths} outputs are given; 1 to {MAX_PATHS} are combined")
+    lead = outs[0].shape
     if any(o.shape != lead or o.dtype != outs[0].dtype for o in outs):
         raise InputError(f"combine: outputs differ: {[(list(o.shape), o.dtype) for o in outs]}; they must be alike")
     if list(gates.shape) not in ([paths], [*lead[:3], paths]):

@@ -196,11 +196,6 @@ def paths_and_sum(spec: NSASpec, x: dict[str, Tensor], chosen: Tensor) -> Tensor
     return reference.combine(outs, x["gates"])
 
 
-LONG_SUMS = "keys_kernel adds up dk and dv over all queries in one float32 chain: up to 5x eager's error at 300 tokens"
-long_sums = pytest.mark.xfail(strict=True, reason=LONG_SUMS)
-
-
-@long_sums
 def test_gradients_of_values_that_many_queries_see() -> None:
     """37 compressed tokens with sharp scores, seen by 1200 rows (query, head) each."""
     spec, dtype = SPECS["g4-f32"]
@@ -216,7 +211,7 @@ def test_gradients_of_values_that_many_queries_see() -> None:
         compare_gradients(run, x, f"compressed_attention, seed {seed}")
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=long_sums) if n == "g4-f32" else n for n in SPECS])
+@specs
 @drawn(6)
 @given(tokens=TOKENS_WITH_GRADIENTS, seed=st.integers(0, 1 << 16))
 def test_nsa_attention(name: str, tokens: int, seed: int) -> None:

@@ -379,7 +379,6 @@ def test_kf11_narrow_vectors_agree_with_float64(target: str, kernels: Path) -> N
     assert int(count) > 20
 
 
-@pytest.mark.xfail(strict=True, reason="select_top keeps a NaN that comes while there is room: s > NaN is never true")
 def test_nan_scores_rank_last() -> None:
     """As in the reference: a block of NaN keys does not keep later blocks out."""
     spec, _ = SPECS["g1-f32"]
@@ -391,9 +390,6 @@ def test_nan_scores_rank_last() -> None:
     assert torch.equal(got, wanted)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a block at the edge of a tile of scores is normalised in two parts, an ulp beside its equals"
-)
 def test_ties_go_to_the_lower_block_also_across_tiles_of_scores() -> None:
     """All keys equal and many tiles of compressed tokens: every block of the middle has the same score."""
     spec, _ = SPECS["g4-f32"]

@@ -174,6 +174,7 @@ def keys_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
             k_t = T.alloc_local((dk, width), "float32")
             dk_t = T.alloc_local((dk, width), "float32")
             dv_t = T.alloc_local((dv, width), "float32")
+            part = T.alloc_local((max(dk, dv), width), "float32")  # one tile's sum: shorter sums round less
             q_up = T.alloc_local((step, dk), "float32")
             do_up = T.alloc_local((step, dv), "float32")
             s = T.alloc_local((step, width), "float32")
@@ -221,13 +222,15 @@ def keys_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                                     call("fill", T.address_of(s[x * heads + g, 0]), T.float32(0), width)
                                     call("fill", T.address_of(ds[x * heads + g, 0]), T.float32(0), width)
                         call(
-                            product(width, schedule, "ADD"),
-                            *(dv_t.data, width, do_up.data, 1, dv, s.data, dv, rows, s.data),
+                            product(width, schedule, "ZERO"),
+                            *(part.data, width, do_up.data, 1, dv, s.data, dv, rows, s.data),
                         )
+                        call("add_row<nsa::f32>", dv_t.data, part.data, dv * width)
                         call(
-                            product(width, schedule, "ADD"),
-                            *(dk_t.data, width, q_up.data, 1, dk, ds.data, dk, rows, s.data),
+                            product(width, schedule, "ZERO"),
+                            *(part.data, width, q_up.data, 1, dk, ds.data, dk, rows, s.data),
                         )
+                        call("add_row<nsa::f32>", dk_t.data, part.data, dk * width)
                 for lane in T.serial(T.min(block, keys - j * block)):
                     for c in T.serial(dk):
                         grad_k[b, j * block + lane, h, c] = down(dtype, dk_t[c, lane] * scale)

@@ -90,8 +90,8 @@ def compressed_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
             hi = T.alloc_local((lanes,), "int32")
             k_up = T.alloc_local((step if converted else 1, dk), "float32")
             b, h, t0 = (T.alloc_var("int32") for _ in range(3))
-            end, j0, rows, used, held = (T.alloc_var("int32") for _ in range(5))
-            group_sum = T.alloc_var("float32")
+            end, j0, rows, used, tiles = (T.alloc_var("int32") for _ in range(5))
+            group_sum, block_sum = T.alloc_var("float32"), T.alloc_var("float32")
             for task in T.serial(task_lo, task_hi):
                 b, h, t0, _ = decode_task(task, T.ceildiv(tokens, queries), kv_heads, 1, queries)
                 first = q_start + t0
@@ -119,18 +119,26 @@ def compressed_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                         call(f"softmax_step<{lanes}>", s.data, rows, top.data, total.data, factor.data)
                         call(sum_blocks, T.address_of(sums[worker, i, 0, 0]), s.data, rows)
                         call("copy", T.address_of(tops[worker, i, 0]), top.data, lanes)
-                    for i in T.serial(T.ceildiv(end, step)):
-                        call(
-                            f"final_factor<{lanes}>",
-                            *(factor.data, T.address_of(tops[worker, i, 0]), top.data, total.data),
-                        )
-                        held = T.min(spilled, used - i * own)
-                        for x in T.serial(held):
-                            for t in T.serial(queries):
-                                group_sum = 0.0
-                                for g in T.serial(heads):
-                                    group_sum = group_sum + sums[worker, i, x, t * heads + g] * factor[t * heads + g]
-                                scores[worker, t, i * own + x] = scores[worker, t, i * own + x] + group_sum
+                    tiles = T.ceildiv(end, step)
+                    for i in T.serial(tiles):
+                        call(f"rescale<{lanes}>", T.address_of(tops[worker, i, 0]), top.data)
+                    for lane in T.serial(lanes):
+                        total[lane] = scalar("inverse", total[lane])
+                    # A block at a tile's edge is whole before it is normalised: equal blocks get equal scores.
+                    for x in T.serial(T.min(used, (tiles - 1) * own + spilled)):
+                        for t in T.serial(queries):
+                            group_sum = 0.0
+                            for g in T.serial(heads):
+                                block_sum = 0.0
+                                for i in T.serial(
+                                    T.truncdiv(T.max(0, x - spilled + own), own), T.min(tiles, T.truncdiv(x, own) + 1)
+                                ):
+                                    block_sum = (
+                                        block_sum
+                                        + sums[worker, i, x - i * own, t * heads + g] * tops[worker, i, t * heads + g]
+                                    )
+                                group_sum = group_sum + block_sum * total[t * heads + g]
+                            scores[worker, t, x] = scores[worker, t, x] + group_sum
                 for t in T.serial(T.min(queries, tokens - t0)):
                     call(
                         "select_top",

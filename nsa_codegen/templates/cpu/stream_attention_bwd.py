@@ -213,6 +213,7 @@ def keys_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
             v_t = T.alloc_local((dv, lanes), "float32")
             dk_t = T.alloc_local((dk, lanes), "float32")
             dv_t = T.alloc_local((dv, lanes), "float32")
+            part = T.alloc_local((max(dk, dv), lanes), "float32")  # one tile's sum: shorter sums round less
             s = T.alloc_local((step, lanes), "float32")
             ds = T.alloc_local((step, lanes), "float32")
             q_up = T.alloc_local((staged, dk), "float32")
@@ -264,15 +265,17 @@ def keys_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                                     delta[b, t0 + x, h, g],
                                 )
                             call(
-                                product(lanes, schedule, "ADD"),
-                                *(dv_t.data, lanes, *columns_at(dtype, dout, do_up, b, t0, h, g)),
+                                product(lanes, schedule, "ZERO"),
+                                *(part.data, lanes, *columns_at(dtype, dout, do_up, b, t0, h, g)),
                                 *(s.data, dv, rows, s.data),
                             )
+                            call("add_row<nsa::f32>", dv_t.data, part.data, dv * lanes)
                             call(
-                                product(lanes, schedule, "ADD"),
-                                *(dk_t.data, lanes, *columns_at(dtype, q, q_up, b, t0, h, g)),
+                                product(lanes, schedule, "ZERO"),
+                                *(part.data, lanes, *columns_at(dtype, q, q_up, b, t0, h, g)),
                                 *(ds.data, dk, rows, s.data),
                             )
+                            call("add_row<nsa::f32>", dk_t.data, part.data, dk * lanes)
                 for lane in T.serial(wide):
                     for c in T.serial(dk):
                         grad_k[b, j0 + lane, h, c] = down(dtype, dk_t[c, lane] * scale)

@@ -320,13 +320,12 @@ NSA_INLINE void block_sums(float *sums, const float *P, int rows) {
   }
 }
 
-// factor[lane] = 2^(before - now) / total per lane: what turns weights kept relative to `before` into probabilities.
-template <int LANES>
-NSA_INLINE void final_factor(float *factor, const float *before, const float *now, const float *total) {
+// factor[lane] = 2^(factor[lane] - top[lane]): what turns weights kept relative to a former maximum into today's; 1 where
+// the maximum did not move.
+template <int LANES> NSA_INLINE void rescale(float *factor, const float *top) {
   for (int lane = 0; lane < LANES; lane += W) {
-    vf top = load(now + lane), sum = load(total + lane);
-    vf safe = select(top == -INFINITY, vf{}, top);
-    store(factor + lane, exp2(load(before + lane) - safe) * select(sum == 0.0f, vf{}, 1.0f / sum));
+    vf now = load(top + lane);
+    store(factor + lane, exp2(load(factor + lane) - select(now == -INFINITY, vf{}, now)));
   }
 }
 
@@ -390,7 +389,7 @@ NSA_INLINE void select_top(int32_t *out, const float *scores, int current, int n
   int first_free = initial < first_local ? initial : first_local;
   int room = n - (current - first_local + 1) - first_free, kept = 0;
   for (int j = first_free; j < first_local && room > 0; j++) {
-    float s = scores[j];
+    float s = scores[j] == scores[j] ? scores[j] : -INFINITY; // NaN ranks last
     if (kept == room && !(s > value[kept - 1]))
       continue;
     int at = kept < room ? kept++ : kept - 1;
