@@ -1,4 +1,4 @@
-"""`nsa-codegen`: build, inspect and verify kernels, show the environment, and run the demo.
+"""`nsa-codegen`: build, inspect and verify kernels, show the environment, run the demo and the benchmarks.
 
 Each command imports what it needs when it runs, so that `nsa-codegen --help` is instant. What goes wrong on purpose
 (`NSAError`) is one red line on stderr and exit code 1.
@@ -7,6 +7,7 @@ Each command imports what it needs when it runs, so that `nsa-codegen --help` is
 from __future__ import annotations
 
 from .app import app
+from .bench import bench
 from .build import build
 from .demo import demo
 from .env import env
@@ -22,3 +23,4 @@ app.command("list")(list_kernels)
 app.command("verify")(verify)
 app.command("env")(env)
 app.command("demo")(demo)
+app.command("bench")(bench)

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "nsa_codegen"
 LAYERS = (
     "errors", "index_sets", "program", "spec", "desc", "target", "schedule", "tiling", "reference", "ops", "templates",
     "lowering", "manifest", "store", "compiler", "build", "selection", "requests", "dispatch", "checks", "autograd",
-    "functional", "nn", "demo", "cli",
+    "functional", "nn", "demo", "bench", "cli",
 )  # fmt: skip
 WITHOUT_TORCH = LAYERS[: LAYERS.index("reference")]
 KERNEL_LIBRARIES = {"tilelang", "tvm", "tvm_ffi", "triton"}
