@@ -1,6 +1,6 @@
 """Compression, backward, of the mean and the convolution: to the tokens, and to the convolution's weights.
 
-The mlp's is in `compress_mlp_bwd`.
+The mlp's is in `mlp_backward`.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from ...desc import KernelDesc
 from ...schedule import Schedule
 from ...target import Target
 from .common import ELEMENT, STORAGE, call, down, prelude
-from .compress_mlp_bwd import inner_kernel, mlp_tokens_kernel, mlp_weights_kernel
+from .mlp_backward import inner_kernel, mlp_tokens_kernel, mlp_weights_kernel
 
 RUN = 32
 
