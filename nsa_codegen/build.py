@@ -19,7 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from .compiler import compile_flags, compile_shared
+from .binaries import build_binary, flags_of
 from .desc import KernelDesc
 from .errors import (
     BuildForbiddenError,
@@ -30,16 +30,16 @@ from .errors import (
     StoreError,
     TargetError,
 )
-from .lowering import Argument, KernelSource
 from .manifest import POOL_EMITTERS, POOL_OP, RequestKey
-from .schedule import Schedule
+from .schedule import CpuSchedule, Schedule
+from .source import Argument, KernelSource
 from .store import Entry, KernelStore, building_is_forbidden
-from .target import Target, processor_features, runs_here
+from .target import CpuTarget, Target, processor_features, runs_here
 
 Lower = Callable[[KernelDesc, Schedule, Target], KernelSource]
 _ARGUMENT_TYPES: dict[str, Any] = {"pointer": ctypes.c_void_p, "int32": ctypes.c_int32, "float32": ctypes.c_float}
 _POOL_DESC = KernelDesc.of(POOL_OP, "float32")
-_POOL_SCHEDULE = Schedule()
+_POOL_SCHEDULE = CpuSchedule()
 _pools: dict[tuple[str, Path], int] = {}
 _pools_lock = threading.Lock()
 
@@ -88,7 +88,7 @@ class Artifact:
         _require_runnable(target)
         store = store or KernelStore()
         entry = store.lookup(RequestKey.of(desc, schedule, target))
-        if entry is None or not entry.is_built_with(compile_flags(target)):
+        if entry is None or not entry.is_built_with(flags_of(target)):
             return None
         parallel = _find_pool(target, store)
         return None if parallel is None else _open(entry, target, parallel)
@@ -169,7 +169,7 @@ def build_all(
     jobs = jobs or os.cpu_count() or 1
     report = on_done or (lambda _: None)
     outcomes: dict[int, Built] = {}
-    for target in {r.target for r in wanted}:
+    for target in {r.target for r in wanted if isinstance(r.target, CpuTarget)}:
         _build_one(_pool_request(target), store.root, _pool_source)  # its failure shows in the kernels' own
     missing = []
     for i, request in enumerate(wanted):
@@ -200,13 +200,21 @@ def build_all(
     return tuple(outcomes[i] for i in range(len(wanted)))
 
 
+def ensure(desc: KernelDesc, schedule: Schedule, target: Target, *, store: KernelStore | None = None) -> Entry:
+    """Return the stored entry of a kernel with a good binary, built first if need be; nothing is loaded.
+
+    Raises what `Artifact.build` raises.
+    """
+    return _ensure(Request(desc=desc, schedule=schedule, target=target), store or KernelStore(), None)[0]
+
+
 def _stored(request: Request, store: KernelStore) -> Built | None:
     start = time.perf_counter()
     try:
         entry = store.lookup(RequestKey.of(request.desc, request.schedule, request.target))
     except NSAError:
         return None  # met again, and reported, by the build
-    if entry is None or not entry.is_built_with(compile_flags(request.target)):
+    if entry is None or not entry.is_built_with(flags_of(request.target)):
         return None
     return Built(request=request, how="stored", seconds=time.perf_counter() - start, folder=entry.folder)
 
@@ -224,7 +232,7 @@ def _ensure(request: Request, store: KernelStore, lower: Lower | None) -> tuple[
     """Return the request's entry with a good binary, and how it was got."""
     desc, schedule, target = request.desc, request.schedule, request.target
     key = RequestKey.of(desc, schedule, target)
-    flags = compile_flags(target)
+    flags = flags_of(target)
     how = "stored"
     for _ in range(3):  # a racing process's text may win over ours, and is then compiled in the next round
         entry = store.lookup(key)
@@ -239,7 +247,7 @@ def _ensure(request: Request, store: KernelStore, lower: Lower | None) -> tuple[
             source, how = (lower or _default_lower())(desc, schedule, target), "lowered"
         else:
             source, how = entry.source, "compiled"
-        store.publish(key, source, functools.partial(compile_shared, target=target))
+        store.publish(key, source, functools.partial(build_binary, request=(desc, schedule, target), source=source))
     raise StoreError(f"{store.root / key.folder} kept changing while it was built; try again")
 
 
@@ -264,7 +272,7 @@ def _find_pool(target: Target, store: KernelStore) -> int | None:
     with _pools_lock:
         if (target.name, store.root) not in _pools:
             entry = store.lookup(RequestKey.of(_POOL_DESC, _POOL_SCHEDULE, target))
-            if entry is None or not entry.is_built_with(compile_flags(target)):
+            if entry is None or not entry.is_built_with(flags_of(target)):
                 return None
             function = _symbol(entry)
             _pools[target.name, store.root] = ctypes.cast(function, ctypes.c_void_p).value or 0
@@ -291,8 +299,8 @@ def _symbol(entry: Entry) -> Any:
 
 
 def _require_runnable(target: Target) -> None:
-    if target.kind != "cpu" or not runs_here(target):
-        lacking = sorted(target.features - processor_features())
+    if not runs_here(target):
+        lacking = sorted(target.features - processor_features()) if isinstance(target, CpuTarget) else []
         raise TargetError(
             f"code for {target} does not run on this machine"
             + (f", whose processor lacks {lacking}" if lacking else "")

@@ -12,17 +12,18 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import CompilerError
 from .manifest import Binary
 from .store import SOURCE, file_sha256
-from .target import Target, processor_name
+from .target import CpuTarget, processor_name
 
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-pthread")
-_LIMIT_SECONDS = 300.0  # the first call of ziglang's compiler prepares its own libraries for more than a minute
-_SHOWN_LINES = 12
+LIMIT_SECONDS = 300.0  # the first call of ziglang's compiler prepares its own libraries for more than a minute
+SHOWN_LINES = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class Compiler:
     version: str
 
 
-def compile_flags(target: Target) -> tuple[str, ...]:
+def compile_flags(target: CpuTarget) -> tuple[str, ...]:
     """Return the flags that compile a kernel's text for `target`."""
     macros = (
         f"-DNSA_VECTOR_BYTES={target.vector_bytes}",
@@ -76,7 +77,7 @@ def find_compiler() -> Compiler:
     )
 
 
-def compile_shared(folder: Path, *, target: Target, seconds: float = _LIMIT_SECONDS) -> Binary:
+def compile_shared(folder: Path, *, target: CpuTarget, seconds: float = LIMIT_SECONDS) -> Binary:
     """Compile `folder`'s kernel.cpp into a shared object beside it, and return its record.
 
     Raises `CompilerError` with the command and the first lines of its output, on failure or after `seconds`.
@@ -85,13 +86,10 @@ def compile_shared(folder: Path, *, target: Target, seconds: float = _LIMIT_SECO
     flags = compile_flags(target)
     # Relative names and the folder as working directory keep its path out of the binary.
     command = [*compiler.command, *_spelled_for(compiler, flags), SOURCE, "-o", "building.so"]
-    status, output = _run(command, folder, seconds)
+    status, output = run_command(command, folder, seconds)
     built = folder / "building.so"
     if status != 0 or not built.exists():
-        ended = f"took more than {seconds:g} s" if status is None else f"ended with status {status}"
-        shown = output.strip().splitlines()
-        more = [f"... and {len(shown) - _SHOWN_LINES} more lines"] if len(shown) > _SHOWN_LINES else []
-        raise CompilerError("\n".join([f"the compiler {ended}: {shlex.join(command)}", *shown[:_SHOWN_LINES], *more]))
+        raise CompilerError(failure_text(command, status, output, seconds))
     sha256 = file_sha256(built)
     built = built.rename(folder / f"kernel-{sha256[:12]}.so")
     return Binary(
@@ -105,7 +103,7 @@ def compile_shared(folder: Path, *, target: Target, seconds: float = _LIMIT_SECO
     )
 
 
-def compile_assembly(text: str, target: Target, seconds: float = _LIMIT_SECONDS) -> str:
+def compile_assembly(text: str, target: CpuTarget, seconds: float = LIMIT_SECONDS) -> str:
     """Return the assembly that the compiler makes of a kernel's text; raises `CompilerError`."""
     compiler = find_compiler()
     flags = tuple(f for f in compile_flags(target) if f != "-shared")
@@ -113,25 +111,36 @@ def compile_assembly(text: str, target: Target, seconds: float = _LIMIT_SECONDS)
         folder = Path(name)
         (folder / SOURCE).write_text(text)
         command = [*compiler.command, *_spelled_for(compiler, flags), "-S", SOURCE, "-o", "kernel.s"]
-        status, output = _run(command, folder, seconds)
+        status, output = run_command(command, folder, seconds)
         if status != 0:
             raise CompilerError(f"{shlex.join(command)} ended with status {status}: {output.strip()[:2000]}")
         return (folder / "kernel.s").read_text()
 
 
+def failure_text(command: Sequence[str], status: int | None, output: str, seconds: float) -> str:
+    """Return a message for a command that failed with `status` (None: out of time): it, and its first lines."""
+    ended = f"took more than {seconds:g} s" if status is None else f"ended with status {status}"
+    shown = output.strip().splitlines()
+    more = [f"... and {len(shown) - SHOWN_LINES} more lines"] if len(shown) > SHOWN_LINES else []
+    return "\n".join([f"the compiler {ended}: {shlex.join(command)}", *shown[:SHOWN_LINES], *more])
+
+
 @functools.cache
 def _known(command: tuple[str, ...]) -> Compiler:
-    status, output = _run([*command, "--version"], None, _LIMIT_SECONDS)
+    status, output = run_command([*command, "--version"], None, LIMIT_SECONDS)
     if status != 0:
         raise CompilerError(f"{shlex.join([*command, '--version'])} ended with status {status}: {output.strip()[:400]}")
     return Compiler(command=command, version=(output.strip().splitlines() or ["unknown"])[0])
 
 
-def _run(command: list[str], folder: Path | None, seconds: float) -> tuple[int | None, str]:
-    """Return the status (None: out of time) and the output of a command."""
+def run_command(command: Sequence[str], folder: Path | None, seconds: float) -> tuple[int | None, str]:
+    """Return the status (None: it took more than `seconds`, and was ended) and the output of a command in `folder`.
+
+    Raises `CompilerError` if the command can't be started.
+    """
     try:
         process = subprocess.Popen(
-            command,
+            list(command),
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

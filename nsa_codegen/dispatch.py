@@ -1,4 +1,4 @@
-"""`torch.library` ops over the compiled kernels: schemas, CPU implementations, fakes.
+"""`torch.library` ops over the compiled kernels: schemas, CPU and CUDA implementations, fakes.
 
 A kernel is looked up, and if need be built, at its first call. Implementations take contiguous copies of what is not
 contiguous; argument checks that need no data are `functional`'s.
@@ -6,8 +6,10 @@ contiguous; argument checks that need no data are `functional`'s.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,18 +19,21 @@ from torch import Tensor
 
 from .build import Artifact
 from .desc import KernelDesc
+from .device import ExecutedKernel, GpuArtifact, device_target, emulated_target, executed_kernel, load_artifact
 from .errors import InputError
 from .index_sets import RangeSet, TopK
 from .ops import OPS, pack_descs, select_desc
 from .ops.compress import compress_desc
-from .schedule import Schedule
+from .schedule import GpuSchedule, Schedule
 from .selection import select
-from .target import native_target
+from .target import GpuTarget, native_target
 from .tiling import ceil_div
 
 F = TypeVar("F", bound=Callable[..., Any])
 NAMESPACE = "nsa_codegen"
+DEBUG = os.environ.get("NSA_CODEGEN_DEBUG", "") not in ("", "0")
 MAX_TASKS = 2**31 - 1
+ALIGNMENT = 16  # bytes
 LIBRARY: Any = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
 
 
@@ -51,8 +56,43 @@ def kernel(desc: KernelDesc) -> Kernel:
     return Kernel(artifact=artifact, schedule=schedule, names=names)
 
 
+@functools.cache
+def gpu_kernel(desc: KernelDesc, target: GpuTarget, *, executed: bool) -> tuple[GpuArtifact | ExecutedKernel, Schedule]:
+    """Return the kernel of `desc` for a GPU, built if the store has none, or for the executor; and its schedule."""
+    schedule = select(desc, target).schedule
+    made = executed_kernel(desc, schedule, target) if executed else load_artifact(desc, schedule, target)
+    return made, schedule
+
+
+def gpu_of(x: Tensor) -> GpuTarget | None:
+    """Return the target whose GPU kernels serve the device of `x`; None for the CPU's own kernels."""
+    return device_target(x.device) if x.is_cuda else emulated_target()
+
+
 def run(desc: KernelDesc, **arguments: Any) -> tuple[Tensor, ...]:
-    """Run the kernel of `desc` on contiguous CPU tensors and return its outputs."""
+    """Run the kernel of `desc` on contiguous tensors and return its outputs."""
+    lead: Tensor = arguments["outs"][0] if "outs" in arguments else arguments["x" if "x" in arguments else "q"]
+    gpu = gpu_of(lead)
+    return _run_cpu(desc, **arguments) if gpu is None else _run_gpu(desc, gpu, lead, **arguments)
+
+
+def _run_gpu(desc: KernelDesc, target: GpuTarget, lead: Tensor, **arguments: Any) -> tuple[Tensor, ...]:
+    found, schedule = gpu_kernel(desc, target, executed=not lead.is_cuda)
+    prepare = OPS[desc.op].prepare_gpu
+    assert prepare is not None and isinstance(schedule, GpuSchedule)
+    launch = prepare(desc, schedule, **arguments)
+    if launch.tasks:
+        with torch.cuda.device(lead.device) if lead.is_cuda else contextlib.nullcontext():
+            found.launch({name: _aligned(v) if isinstance(v, Tensor) else v for name, v in launch.values.items()})
+    return launch.outputs
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """Return `x`, or a copy if its first element is not where vector loads and tensor maps need it."""
+    return x.clone() if x.data_ptr() % ALIGNMENT else x
+
+
+def _run_cpu(desc: KernelDesc, **arguments: Any) -> tuple[Tensor, ...]:
     found, threads = kernel(desc), torch.get_num_threads()
     op = OPS[desc.op]
     prepare = op.prepare if desc.direction == "fwd" else op.prepare_backward
@@ -92,12 +132,13 @@ def gather_desc(dtype: str, group: int, dk: int, dv: int, block: int, n: int, ca
 
 
 def define_op(schema: str) -> Callable[[F], F]:
-    """Define the op of `schema`, implemented on the CPU by the function below it."""
+    """Define the op of `schema`, implemented on the CPU and on GPUs by the function below it."""
     name = schema.partition("(")[0]
     LIBRARY.define(schema)
 
     def register(implementation: F) -> F:
-        LIBRARY.impl(name, implementation, "CPU")
+        for device in ("CPU", "CUDA"):
+            LIBRARY.impl(name, implementation, device)
         return implementation
 
     return register
@@ -183,16 +224,19 @@ def _gather_attention(
     q: Tensor, k: Tensor, v: Tensor, block_indices: Tensor, block: int, causal: bool, q_start: int, scale: float
 ) -> tuple[Tensor, ...]:
     blocks, n = ceil_div(k.shape[1], block), block_indices.shape[3]
-    require_block_range(block_indices, blocks)  # before the conversion, which would cut a 64-bit index
-    block_indices = block_indices.to(torch.int32).contiguous()
+    gpu = gpu_of(q) is not None
+    if not gpu or DEBUG:  # on a GPU a check would wait for it; there an index out of range adds nothing
+        require_block_range(block_indices, blocks)  # before the conversion, which would cut a 64-bit index
+    block_indices = block_indices.clamp(-1, blocks).to(torch.int32).contiguous()
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    source = "packed" if pays_to_pack(q.shape[1], n, blocks) else "plain"
+    source = "packed" if not gpu and pays_to_pack(q.shape[1], n, blocks) else "plain"
     desc = gather_desc(dtype_name(q), q.shape[2] // k.shape[2], q.shape[3], v.shape[3], block, n, causal, source)
     packed = None
     if source == "packed":
         by_keys, by_values = pack_descs(desc)
         packed = (run(by_keys, x=k)[0], run(by_values, x=v)[0])
-    return run(desc, q=q, k=k, v=v, block_indices=block_indices, q_start=q_start, scale=scale, packed=packed)
+    given = {} if gpu else {"packed": packed}
+    return run(desc, q=q, k=k, v=v, block_indices=block_indices, q_start=q_start, scale=scale, **given)
 
 
 @fake_op("gather_attention")

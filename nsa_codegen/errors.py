@@ -65,6 +65,10 @@ class DemoError(NSAError):
     """The demo could not do its job: no text, or a reloaded model that computes something else."""
 
 
+class ExecutionError(NSAError):
+    """The executor found a GPU kernel at fault, or could not model it."""
+
+
 class KernelFailedError(NSAError):
     """A compiled kernel returned a non-zero status."""
 

@@ -6,51 +6,18 @@ over threads. TileLang is imported at the first lowering, never by loading a ker
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
+import functools
 import re
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from .desc import KernelDesc
 from .errors import LoweringError
+from .lowering_gpu import LoweredGpu, lower_gpu
 from .schedule import Schedule, ScheduleSpace
-from .target import Target
+from .source import CPU_PASS_OPTIONS, TILELANG_VERSION, Argument, KernelSource, require_tilelang
+from .target import GpuTarget, Target
 
-TILELANG_VERSION = "0.1.15"
-PASS_OPTIONS = {"tl.disable_safe_memory_legalize": True}
 TASK_ARGUMENTS = ("task_lo", "task_hi", "worker")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Argument:
-    """One argument of a kernel's entry: its name, and `pointer`, `int32` or `float32`."""
-
-    name: str
-    kind: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class KernelSource:
-    """The emitted text of one kernel, and how its entry is called.
-
-    `entry(parallel, threads, tasks, *arguments) -> int32 status`, where `parallel` is the address of the
-    thread pool's `nsa_parallel` and `tasks` the number of independent tasks.
-    """
-
-    text: str
-    entry: str
-    arguments: tuple[Argument, ...]
-
-    @cached_property
-    def sha256(self) -> str:
-        """Hex digest of the text."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what a manifest keeps of the source beside its text."""
-        return {"entry": self.entry, "arguments": [[a.name, a.kind] for a in self.arguments], "sha256": self.sha256}
 
 
 def lower(desc: KernelDesc, schedule: Schedule, target: Target) -> KernelSource:
@@ -59,32 +26,30 @@ def lower(desc: KernelDesc, schedule: Schedule, target: Target) -> KernelSource:
     Raises `ScheduleError` if the schedule is not legal, `LoweringError` if TileLang is missing, of another
     version than the pinned one, or refuses the template.
     """
+    if isinstance(target, GpuTarget):
+        return lowered_gpu(desc, schedule, target).source
     ScheduleSpace.require(schedule, desc, target)
     emitted = _emit(primitive_function(desc, schedule, target))
-    return _with_entry(emitted, f"{desc}\nschedule {schedule}\ntarget {target}")
+    return _with_entry(emitted, _title(desc, schedule, target))
+
+
+@functools.lru_cache(maxsize=1)  # a build lowers for the text, and then makes the library of the same lowering
+def lowered_gpu(desc: KernelDesc, schedule: Schedule, target: GpuTarget) -> LoweredGpu:
+    """Return the lowered kernel of a GPU target; raises what `lower` raises."""
+    ScheduleSpace.require(schedule, desc, target)
+    return lower_gpu(primitive_function(desc, schedule, target), target, _title(desc, schedule, target))
+
+
+def _title(desc: KernelDesc, schedule: Schedule, target: Target) -> str:
+    return f"{desc}\nschedule {schedule}\ntarget {target}"
 
 
 def primitive_function(desc: KernelDesc, schedule: Schedule, target: Target) -> Any:
     """Return the TileLang function of `desc`, before lowering."""
-    _require_tilelang()
+    require_tilelang()
     from .templates import kernel_maker
 
     return kernel_maker(desc, target)(desc, schedule, target)
-
-
-def _require_tilelang() -> None:
-    try:
-        installed = importlib.metadata.version("tilelang")
-    except importlib.metadata.PackageNotFoundError:
-        raise LoweringError(
-            f"TileLang is not installed, and a kernel has to be lowered: pip install tilelang=={TILELANG_VERSION}, or "
-            f"bring kernels that are built already (NSA_CODEGEN_HOME)"
-        ) from None
-    if installed.partition("+")[0] != TILELANG_VERSION:
-        raise LoweringError(
-            f"TileLang {installed} is installed; what it emits is part of our behaviour, and version "
-            f"{TILELANG_VERSION} is pinned: pip install tilelang=={TILELANG_VERSION}"
-        )
 
 
 def _emit(function: Any) -> str:
@@ -92,7 +57,7 @@ def _emit(function: Any) -> str:
     from tilelang import tvm
 
     c_target = tvm.target.Target("c")
-    with c_target, tvm.transform.PassContext(opt_level=3, config=PASS_OPTIONS):
+    with c_target, tvm.transform.PassContext(opt_level=3, config=CPU_PASS_OPTIONS):
         try:
             return str(tilelang.lower(function, target=c_target).kernel_source)
         except (tvm.error.TVMError, ValueError, TypeError) as error:

@@ -18,15 +18,20 @@ from typing import Any
 
 from .desc import KernelDesc
 from .errors import CorruptArtifactError, KeyFormationError
-from .lowering import PASS_OPTIONS, TILELANG_VERSION, Argument
 from .schedule import Schedule
+from .source import CPU_PASS_OPTIONS, GPU_PASS_OPTIONS, TILELANG_VERSION, Argument
 from .target import Target
 
 FORMAT = 1
 POOL_OP = "thread_pool"
 _PACKAGE = Path(__file__).parent
 # What decides the emitted text besides the key's other fields. The pool's text is its file.
-EMITTERS = ("templates", "lowering.py", "tiling.py", "index_sets.py")
+_EVERY = ("templates/__init__.py", "lowering.py", "tiling.py", "index_sets.py")
+EMITTERS = {
+    "cpu": ("templates/cpu", *_EVERY),
+    "cuda": ("templates/cuda", "lowering_gpu.py", "workarounds.py", *_EVERY),
+    "hip": ("templates/cuda", "lowering_gpu.py", "workarounds.py", *_EVERY),
+}
 POOL_EMITTERS = ("runtime/pool.cpp",)
 _LONGEST_NAME = 96
 
@@ -35,7 +40,7 @@ _LONGEST_NAME = 96
 class RequestKey:
     """Everything that decides a kernel's emitted text, by name.
 
-    `desc`, `schedule` and `pass_options` are canonical JSON; `vector` is `<bytes>x<registers>`, the facts of
+    `desc`, `schedule` and `pass_options` are canonical JSON; `facts` are those of
     the target that templates read; `templates` is the sha256 of the emitting files' contents.
     """
 
@@ -45,7 +50,7 @@ class RequestKey:
     desc: str
     schedule: str
     arch: str
-    vector: str
+    facts: str
     pass_options: str
     templates: str
     tilelang: str
@@ -60,9 +65,9 @@ class RequestKey:
             desc=canonical_json(desc.to_json()),
             schedule=canonical_json(schedule.to_json()),
             arch=target.name,
-            vector=f"{target.vector_bytes}x{target.vector_registers}",
-            pass_options=canonical_json(PASS_OPTIONS),
-            templates=emitters_digest(POOL_EMITTERS if desc.op == POOL_OP else EMITTERS),
+            facts=target.facts,
+            pass_options=canonical_json(CPU_PASS_OPTIONS if target.kind == "cpu" else GPU_PASS_OPTIONS),
+            templates=emitters_digest(POOL_EMITTERS if desc.op == POOL_OP else EMITTERS[target.kind]),
             tilelang=TILELANG_VERSION,
         )
 
@@ -114,7 +119,10 @@ _NESTED = ("desc", "schedule", "pass_options")
 
 @dataclass(frozen=True, kw_only=True)
 class Binary:
-    """One compiled shared object: its file name, contents, and how and where it was made."""
+    """One compiled shared object: its file name, contents, and how and where it was made.
+
+    `resources` is what the kernel takes of a GPU (`Resources.to_json`), and None on a CPU.
+    """
 
     name: str
     sha256: str
@@ -123,18 +131,28 @@ class Binary:
     compiler_version: str
     flags: tuple[str, ...]
     processor: str
+    resources: dict[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as plain data; its resources stand beside it in a manifest."""
+        data = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "resources"}
+        return data | {"flags": list(self.flags)}
 
     @classmethod
-    def from_json(cls, data: Any) -> Binary:
+    def from_json(cls, data: Any, resources: dict[str, Any] | None = None) -> Binary:
         """Return the record that the manifest holds; raises `CorruptArtifactError` if it is not one."""
-        kinds = {f.name: {"size": int, "flags": list}.get(f.name, str) for f in fields(cls)}
+        kinds: dict[str, type] = {f.name: {"size": int, "flags": list}.get(f.name, str) for f in fields(cls)}
+        del kinds["resources"]
         _require_fields("manifest.binary", data, kinds)
-        return cls(**data | {"flags": tuple(data["flags"])})
+        return cls(**data | {"flags": tuple(data["flags"]), "resources": resources})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What was built for a key: the source's facts, how the entry is called, and the binary's facts."""
+    """What was built for a key: the source's facts, how the entry is called, and the binary's facts.
+
+    `binary` is None where the target has no compiler here, and the text is all there is.
+    """
 
     key: str
     entry: str
@@ -142,15 +160,20 @@ class Manifest:
     source_sha256: str
     source_size: int
     created: str
-    binary: Binary
+    binary: Binary | None
     format: int = FORMAT
+
+    @property
+    def resources(self) -> dict[str, Any] | None:
+        """What the kernel takes of a GPU: registers, shared memory, instructions by class."""
+        return None if self.binary is None else self.binary.resources
 
     def to_json(self) -> dict[str, Any]:
         """Return the manifest as plain data, with the seal over its other fields."""
         data = {f.name: getattr(self, f.name) for f in fields(self)}
         data["arguments"] = [[a.name, a.kind] for a in self.arguments]
-        data["binary"] = {f.name: getattr(self.binary, f.name) for f in fields(Binary)}
-        data["binary"]["flags"] = list(self.binary.flags)
+        data["binary"] = None if self.binary is None else self.binary.to_json()
+        data["resources"] = self.resources
         return data | {"seal": hashlib.sha256(canonical_json(data).encode()).hexdigest()}
 
     @property
@@ -161,13 +184,17 @@ class Manifest:
     @classmethod
     def from_json(cls, data: Any) -> Manifest:
         """Return the manifest that `to_json` described; raises `CorruptArtifactError` if it is not intact."""
-        kinds: dict[str, type] = {"format": int, "arguments": list, "source_size": int, "binary": dict}
-        _require_fields("manifest", data, {f.name: kinds.get(f.name, str) for f in fields(cls)} | {"seal": str})
+        kinds: dict[str, type] = {f.name: str for f in fields(cls)} | {"seal": str, "resources": dict}
+        kinds |= {"format": int, "arguments": list, "source_size": int, "binary": dict}
+        empty = tuple(n for n in ("binary", "resources") if isinstance(data, dict) and data.get(n, 0) is None)
+        _require_fields("manifest", data, kinds, empty)
         body = {name: value for name, value in data.items() if name != "seal"}
         if hashlib.sha256(canonical_json(body).encode()).hexdigest() != data["seal"]:
             raise CorruptArtifactError("the manifest does not match its seal")
         body["arguments"] = tuple(Argument(name=name, kind=kind) for name, kind in body["arguments"])
-        return cls(**body | {"binary": Binary.from_json(body["binary"])})
+        resources = body.pop("resources")
+        binary = None if body["binary"] is None else Binary.from_json(body["binary"], resources)
+        return cls(**body | {"binary": binary})
 
 
 def canonical_json(value: Any) -> str:

@@ -16,14 +16,18 @@ from .target import Target
 DIRECTIONS = ("fwd", "bwd", "both")
 
 
-def needed_descs(program: Program, dtype: str, direction: str = "both") -> tuple[KernelDesc, ...]:
+def needed_descs(program: Program, dtype: str, direction: str = "both", *, kind: str = "cpu") -> tuple[KernelDesc, ...]:
     """Return the descs of the kernels that `direction` of `program` runs on tensors of `dtype`, each once.
+
+    `kind` is that of the target: GPU kernels gather blocks from where they are, and take none that packs them.
 
     `"bwd"` is what a backward pass runs beside the forward's kernels. Raises `SpecError`.
     """
     require_choice("needed_descs", "direction", direction, DIRECTIONS)
     forward = program_descs(program, dtype)
-    backward = tuple(b for desc in forward if _differentiated(desc, program) for b in _backward(desc))
+    if kind != "cpu":
+        forward = tuple(d for d in forward if d.op != "pack_blocks" and ("source", "packed") not in d.dims)
+    backward = tuple(b for desc in forward if _differentiated(desc, program, kind) for b in _backward(desc, kind))
     chosen = {"fwd": forward, "bwd": backward, "both": (*forward, *backward)}[direction]
     return tuple(dict.fromkeys(chosen))
 
@@ -33,14 +37,14 @@ def needed_requests(program: Program, dtype: str, target: Target, direction: str
 
     Raises `SpecError` and `ScheduleError`.
     """
-    descs = needed_descs(program, dtype, direction)
+    descs = needed_descs(program, dtype, direction, kind=target.kind)
     return tuple(Request(desc=d, schedule=select(d, target).schedule, target=target) for d in descs)
 
 
-def _differentiated(desc: KernelDesc, program: Program) -> bool:
+def _differentiated(desc: KernelDesc, program: Program, kind: str) -> bool:
     """Return whether gradients pass through `desc`: not through the block means of a selection, nor twice a gather."""
     if desc.op == "gather_attention":
-        return desc.word("source") == "packed"  # the backward of both sources is this one's
+        return kind != "cpu" or desc.word("source") == "packed"  # the backward of both sources is this one's
     if desc.op == "compress":
         return (desc.word("method"), desc.size("kernel"), desc.size("stride")) in set(_phis(program))
     return True
@@ -54,7 +58,7 @@ def _phis(program: Program) -> Iterator[tuple[str, int, int]]:
                 yield "mean", path.keys.kernel, path.keys.stride
 
 
-def _backward(desc: KernelDesc) -> Iterator[KernelDesc]:
+def _backward(desc: KernelDesc, kind: str) -> Iterator[KernelDesc]:
     yield from OPS[desc.op].backward_descs(desc)
-    if desc.op == "gather_attention":
+    if desc.op == "gather_attention" and kind == "cpu":
         yield from backward_pack_descs(desc).values()

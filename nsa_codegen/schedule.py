@@ -5,15 +5,38 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from .desc import KernelDesc
 from .errors import ScheduleError, nearest
-from .target import Target
+from .target import CpuTarget, GpuTarget, Target
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
+    """The tuned choices of a kernel: integers by name, of one class per family of targets."""
+
+    def to_json(self) -> dict[str, int]:
+        """Return the schedule as plain data."""
+        return asdict(self)
+
+    @classmethod
+    def parse(cls, data: dict[str, Any]) -> Self:
+        """Return the schedule that `to_json` described; raises `ScheduleError` on an unknown or non-integer field."""
+        names = tuple(f.name for f in fields(cls))
+        for name, value in data.items():
+            if name not in names:
+                raise ScheduleError(f"{cls.__name__} has no field {name!r}: {nearest(name, names)}")
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ScheduleError(f"{cls.__name__}.{name} = {value!r} is not allowed: it must be an integer")
+        return cls(**data)
+
+    def __str__(self) -> str:
+        return " ".join(f"{k}={v}" for k, v in asdict(self).items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpuSchedule(Schedule):
     """The tuned choices of a CPU kernel.
 
     `query_lanes`: rows (query, head) laid side by side in the vector lanes of one tile.
@@ -26,40 +49,50 @@ class Schedule:
     register_rows: int = 4
     register_vectors: int = 4
 
-    def to_json(self) -> dict[str, int]:
-        """Return the schedule as plain data."""
-        return asdict(self)
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Schedule:
-        """Return the schedule that `to_json` described; raises `ScheduleError` on an unknown or non-integer field."""
-        names = tuple(f.name for f in fields(cls))
-        for name, value in data.items():
-            if name not in names:
-                raise ScheduleError(f"Schedule has no field {name!r}: {nearest(name, names)}")
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise ScheduleError(f"Schedule.{name} = {value!r} is not allowed: it must be an integer")
-        return cls(**data)
+@dataclass(frozen=True, kw_only=True)
+class GpuSchedule(Schedule):
+    """The tuned choices of a GPU kernel.
 
-    def __str__(self) -> str:
-        return " ".join(f"{k}={v}" for k, v in asdict(self).items())
+    `rows`: rows of the tile that stays (query and head, or keys in a loop over queries).
+    `key_tile`: rows of the tile that is streamed past it.
+    `stages`: tiles of the streamed operands in flight.
+    `threads`: threads that compute; where copies have a warp group of their own, it comes on top.
+    """
+
+    rows: int = 64
+    key_tile: int = 64
+    stages: int = 2
+    threads: int = 128
+
+
+def schedule_class(target: Target) -> type[Schedule]:
+    """Return the class of the schedules of `target`."""
+    return CpuSchedule if isinstance(target, CpuTarget) else GpuSchedule
 
 
 class ScheduleSpace:
     """The schedules that a desc may have on a target."""
 
-    axes: ClassVar[dict[str, tuple[int, ...]]] = {
+    cpu_axes: ClassVar[dict[str, tuple[int, ...]]] = {
         "query_lanes": (16, 32, 64, 128),
         "key_tile": (16, 32, 64, 128),
         "register_rows": (2, 4, 6, 8),
         "register_vectors": (1, 2, 4),
     }
+    gpu_axes: ClassVar[dict[str, tuple[int, ...]]] = {
+        "rows": (16, 32, 64, 128),
+        "key_tile": (16, 32, 64, 128),
+        "stages": (1, 2, 3, 4),
+        "threads": (32, 64, 128, 256),
+    }
 
     @classmethod
     def candidates(cls, desc: KernelDesc, target: Target) -> Iterator[Schedule]:
         """Yield every legal schedule."""
-        for values in itertools.product(*cls.axes.values()):
-            schedule = Schedule(**dict(zip(cls.axes, values, strict=True)))
+        axes = cls.cpu_axes if isinstance(target, CpuTarget) else cls.gpu_axes
+        for values in itertools.product(*axes.values()):
+            schedule = schedule_class(target)(**dict(zip(axes, values, strict=True)))
             if cls.check(schedule, desc, target) is None:
                 yield schedule
 
@@ -69,19 +102,11 @@ class ScheduleSpace:
         for name, value in asdict(schedule).items():
             if value < 1:
                 return f"{name} = {value} must be at least 1"
-        if schedule.query_lanes % target.lanes:
-            return (
-                f"query_lanes = {schedule.query_lanes} is not a multiple of the {target.lanes} lanes of {target.name}"
-            )
-        tile = schedule.register_rows * schedule.register_vectors
-        needed = tile + schedule.register_vectors + 1
-        if needed > target.vector_registers:
-            have = target.vector_registers
-            return f"a register tile of {tile} vectors needs {needed} registers; {target.name} has {have}"
-        scratch = 4 * schedule.query_lanes * (schedule.key_tile + desc_depth(desc))
-        if scratch > MAX_SCRATCH_BYTES:
-            return f"tiles of {scratch} bytes pass the {MAX_SCRATCH_BYTES} allowed on a worker's stack"
-        return None
+        if isinstance(schedule, CpuSchedule) and isinstance(target, CpuTarget):
+            return _check_cpu(schedule, desc, target)
+        if isinstance(schedule, GpuSchedule) and isinstance(target, GpuTarget):
+            return _check_gpu(schedule, desc, target)
+        return f"a {type(schedule).__name__} is not for {target.kind} targets; use a {schedule_class(target).__name__}"
 
     @classmethod
     def require(cls, schedule: Schedule, desc: KernelDesc, target: Target) -> Schedule:
@@ -93,6 +118,82 @@ class ScheduleSpace:
 
 
 MAX_SCRATCH_BYTES = 1 << 20
+MATRIX_ROWS = 16  # rows of one matrix instruction of a warp
+MATRIX_COLUMNS = 8  # and its columns
+MEMBER_BITS = 32  # of the word that says which queries of a tile list a block
+
+
+def _check_cpu(schedule: CpuSchedule, desc: KernelDesc, target: CpuTarget) -> str | None:
+    if schedule.query_lanes % target.lanes:
+        return f"query_lanes = {schedule.query_lanes} is not a multiple of the {target.lanes} lanes of {target.name}"
+    tile = schedule.register_rows * schedule.register_vectors
+    needed = tile + schedule.register_vectors + 1
+    if needed > target.vector_registers:
+        have = target.vector_registers
+        return f"a register tile of {tile} vectors needs {needed} registers; {target.name} has {have}"
+    scratch = 4 * schedule.query_lanes * (schedule.key_tile + desc_depth(desc))
+    if scratch > MAX_SCRATCH_BYTES:
+        return f"tiles of {scratch} bytes pass the {MAX_SCRATCH_BYTES} allowed on a worker's stack"
+    return None
+
+
+def _check_gpu(schedule: GpuSchedule, desc: KernelDesc, target: GpuTarget) -> str | None:
+    if schedule.threads % target.warp:
+        return f"threads = {schedule.threads} is not a multiple of the {target.warp} threads of a warp of {target.name}"
+    if schedule.rows % MATRIX_ROWS or schedule.key_tile % MATRIX_ROWS:
+        return f"rows and key_tile must be multiples of the {MATRIX_ROWS} rows of a matrix instruction"
+    if desc.op in ("combine", "compress"):
+        return None
+    depths = [v for k, v in desc.dims if k in ("dk", "dv") and isinstance(v, int)]
+    odd = [d for d in depths if d % MATRIX_ROWS]
+    if odd:
+        return f"head dims {odd} are not multiples of {MATRIX_ROWS}, which matrix instructions of {target.name} take"
+    warps = schedule.threads // target.warp
+    if ("part", "keys") in desc.dims:  # warps share the tile by rows and columns
+        block = dict(desc.dims).get("block", schedule.rows)
+        rows = min(schedule.rows, ceil_to(int(block), MATRIX_ROWS))
+        most = rows // MATRIX_ROWS * (min(schedule.key_tile, *depths) // MATRIX_COLUMNS)
+        if warps > most:
+            return f"{warps} warps have no more than {most} pieces of {MATRIX_ROWS}x{MATRIX_COLUMNS} to share"
+    elif depths and schedule.rows < MATRIX_ROWS * warps:
+        return f"{warps} warps need {MATRIX_ROWS * warps} rows, {MATRIX_ROWS} each; rows = {schedule.rows}"
+    if "gather_attention" in desc.op and ("part", "keys") not in desc.dims:
+        queries = schedule.rows // min(schedule.rows, desc.size("group"))
+        if queries > MEMBER_BITS:
+            return f"{queries} queries of a tile are more than the {MEMBER_BITS} bits that say who lists a block"
+    if desc.op == "select_blocks" and schedule.rows < desc.size("group"):
+        return f"rows = {schedule.rows} are less than the {desc.size('group')} heads whose scores are summed"
+    needed = _selection_bytes(schedule, desc) if desc.op == "select_blocks" else shared_bytes(schedule, desc)
+    if needed > target.block_shared_bytes:
+        return f"tiles take {needed} bytes of shared memory; {target.name} has {target.block_shared_bytes} per block"
+    return None
+
+
+def _selection_bytes(schedule: GpuSchedule, desc: KernelDesc) -> int:
+    rows, width, dk = schedule.rows, schedule.key_tile, desc.size("dk")
+    if desc.word("method") == "mean_key":  # float32 means, and two parts of queries and means
+        return 4 * rows * dk + 4 * (schedule.stages + 1) * width * dk + 4 * rows * (width + 1)
+    queries = rows // desc.size("group")
+    return 2 * rows * dk + 2 * schedule.stages * width * dk + 4 * rows * (width + 8) + 8 * queries * width
+
+
+def shared_bytes(schedule: GpuSchedule, desc: KernelDesc) -> int:
+    """Return the shared memory that the tiles of an attention kernel take, in bytes, without what lists take."""
+    dk, dv, element = desc.size("dk"), desc.size("dv"), 2
+    part = dict(desc.dims).get("part", "forward")
+    streamed = schedule.stages * schedule.key_tile * (dk + dv) * element
+    if part == "forward":
+        return schedule.rows * dk * element + streamed
+    held = schedule.rows * (dk + dv) * element
+    if part == "queries":
+        return held + streamed + schedule.rows * 4
+    logs = 2 * schedule.stages * schedule.key_tile * 4
+    return held + streamed + schedule.rows * schedule.key_tile * element + logs
+
+
+def ceil_to(size: int, step: int) -> int:
+    """Return `size` rounded up to a multiple of `step`."""
+    return -(-size // step) * step
 
 
 def desc_depth(desc: KernelDesc) -> int:

@@ -15,8 +15,8 @@ from typing import Any
 
 from .desc import KernelDesc
 from .errors import ScheduleError
-from .schedule import Schedule, ScheduleSpace
-from .target import Target
+from .schedule import Schedule, ScheduleSpace, schedule_class
+from .target import GpuTarget, Target
 
 FALLBACK = "fallback.toml"
 _ROW_FIELDS = {"bucket", "schedule", "record", "environment"}
@@ -50,7 +50,8 @@ def select(desc: KernelDesc, target: Target, *, folder: Path | None = None) -> S
         if row is not None:
             source = f"{desc.kind}/{path.name} row {number} {json.dumps(row['bucket'], sort_keys=True)}"
             return Selected(schedule=_legal(row["schedule"], desc, target, source), source=source)
-    return _generic(fallback["generic"].get(desc.kind, []), desc, target)
+    family = target.matrix if isinstance(target, GpuTarget) else "generic"
+    return _generic(family, fallback.get(family, {}).get(desc.kind, []), desc, target)
 
 
 def _read_fallback(path: Path) -> dict[str, dict[str, Any]]:
@@ -60,7 +61,7 @@ def _read_fallback(path: Path) -> dict[str, dict[str, Any]]:
         raise ScheduleError(f"{path} can't be read ({error}); install nsa_codegen with its schedules") from error
     except tomllib.TOMLDecodeError as error:
         raise ScheduleError(f"{path} is not TOML: {error}") from error
-    if data.keys() != {"chain", "generic"}:
+    if not data.keys() >= {"chain", "generic"}:
         raise ScheduleError(f"{path} has the tables {sorted(data)}; it must have 'chain' and 'generic'")
     return data
 
@@ -95,22 +96,22 @@ def _best_row(path: Path, desc: KernelDesc) -> tuple[dict[str, Any] | None, int]
     return best, best_number
 
 
-def _generic(choices: list[dict[str, Any]], desc: KernelDesc, target: Target) -> Selected:
+def _generic(family: str, choices: list[dict[str, Any]], desc: KernelDesc, target: Target) -> Selected:
     reasons = []
     for number, choice in enumerate(choices):
-        schedule = Schedule.from_json(choice)
+        schedule = schedule_class(target).parse(choice)
         reason = ScheduleSpace.check(schedule, desc, target)
         if reason is None:
-            return Selected(schedule=schedule, source=f"{FALLBACK} generic.{desc.kind} choice {number}")
+            return Selected(schedule=schedule, source=f"{FALLBACK} {family}.{desc.kind} choice {number}")
         reasons.append(f"choice {number}: {reason}")
     raise ScheduleError(
-        f"no schedule for {desc} on {target.name}: no tuned row fits, and of generic.{desc.kind} in {FALLBACK} "
+        f"no schedule for {desc} on {target.name}: no tuned row fits, and of {family}.{desc.kind} in {FALLBACK} "
         + (f"none is legal: {'; '.join(reasons)}" if reasons else "there is none; add one")
     )
 
 
 def _legal(data: dict[str, Any], desc: KernelDesc, target: Target, source: str) -> Schedule:
     try:
-        return ScheduleSpace.require(Schedule.from_json(data), desc, target)
+        return ScheduleSpace.require(schedule_class(target).parse(data), desc, target)
     except ScheduleError as error:
         raise ScheduleError(f"{source}: {error}") from error

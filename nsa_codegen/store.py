@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CorruptArtifactError, StoreError
-from .lowering import KernelSource
 from .manifest import Binary, Manifest, RequestKey
+from .source import KernelSource
+from .target import TARGETS
 
 SOURCE, KEY, MANIFEST = "kernel.cpp", "key.json", "manifest.json"
+_SOURCES = {"cpu": SOURCE, "cuda": "kernel.cu", "hip": "kernel.hip"}
 _TEMPORARY, _QUARANTINE = ".tmp", "quarantine"
 _ABANDONED_SECONDS = 24 * 3600.0
 _log = logging.getLogger(__name__)
@@ -47,9 +49,12 @@ class Entry:
         """The emitted text and how its entry is called."""
         return KernelSource(text=self.text, entry=self.manifest.entry, arguments=self.manifest.arguments)
 
-    def is_built_with(self, flags: tuple[str, ...]) -> bool:
-        """Return whether there is a binary, compiled with exactly `flags`."""
-        return self.library is not None and self.manifest.binary.flags == flags
+    def is_built_with(self, flags: tuple[str, ...] | None) -> bool:
+        """Return whether there is a binary, compiled with exactly `flags`; with None, whether there need be none."""
+        binary = self.manifest.binary
+        if flags is None or binary is None:
+            return flags is None and binary is None
+        return self.library is not None and binary.flags == flags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,16 +119,16 @@ class KernelStore:
         self._set_aside(entry.library, problem)
         return replace(entry, library=None)
 
-    def publish(self, key: RequestKey, source: KernelSource, build: Callable[[Path], Binary]) -> Entry:
+    def publish(self, key: RequestKey, source: KernelSource, build: Callable[[Path], Binary | None]) -> Entry:
         """Return the entry of `key`, made from `source` and what `build` leaves in the folder it is given.
 
-        `build` finds `kernel.cpp` there and returns the record of the binary that it wrote beside it. An
+        `build` finds the text there and returns the record of the binary that it wrote beside it, if any. An
         intact entry that is there by then, a racing process's, keeps its text; its binary is replaced only if
         it is missing or was compiled with other flags. Raises `StoreError` if the root can't be written.
         """
         try:
             with self._workspace() as folder:
-                (folder / SOURCE).write_bytes(source.text.encode())
+                (folder / source_name(key.arch)).write_bytes(source.text.encode())
                 binary = build(folder)
                 manifest = Manifest(
                     key=key.digest,
@@ -164,7 +169,8 @@ class KernelStore:
         if own is not None:
             if own.library is None:
                 return f"its entry {own.folder} has no binary"
-            return f"its entry {own.folder} was compiled with other flags: {' '.join(own.manifest.binary.flags)}"
+            flags = () if own.manifest.binary is None else own.manifest.binary.flags
+            return f"its entry {own.folder} was compiled with other flags: {' '.join(flags)}"
         same_op = [e for e in self.entries() if (e.key.op, e.key.direction) == (key.op, key.direction)]
         if not same_op:
             return f"the store {self.root} has no kernel of {key.op}_{key.direction}"
@@ -194,7 +200,8 @@ class KernelStore:
         entry = self.lookup(key)
         if entry is None:
             (folder / KEY).write_text(key.text)
-            for name in (SOURCE, KEY, manifest.binary.name):
+            built = () if manifest.binary is None else (manifest.binary.name,)
+            for name in (source_name(key.arch), KEY, *built):
                 _sync(folder / name)
             _write_synced(folder / MANIFEST, manifest.text)
             _sync(folder)
@@ -206,7 +213,11 @@ class KernelStore:
                     return None
                 raise
             _sync(place.parent)
-        elif entry.manifest.source_sha256 == manifest.source_sha256 and not entry.is_built_with(manifest.binary.flags):
+        elif (
+            manifest.binary is not None
+            and entry.manifest.source_sha256 == manifest.source_sha256
+            and not entry.is_built_with(manifest.binary.flags)
+        ):
             _replace_binary(entry, manifest.binary, folder)
         return self.lookup(key)
 
@@ -283,6 +294,12 @@ def _new_held_folder(parent: Path) -> tuple[Path, int]:
         os.close(held)
 
 
+def source_name(arch: str) -> str:
+    """Return the file name of the emitted text for an architecture."""
+    target = TARGETS.get(arch)
+    return SOURCE if target is None else _SOURCES[target.kind]
+
+
 def file_sha256(path: Path) -> str:
     """Return the hex sha256 of a file's contents."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -301,7 +318,7 @@ def _read(folder: Path) -> Entry | None:
     try:
         manifest = Manifest.from_json(_load(folder / MANIFEST))
         key = RequestKey.from_json(_load(folder / KEY))
-        text = (folder / SOURCE).read_bytes()
+        text = (folder / source_name(key.arch)).read_bytes()
     except FileNotFoundError as error:
         if not folder.exists():
             return None
@@ -311,11 +328,13 @@ def _read(folder: Path) -> Entry | None:
     if key.digest != manifest.key:
         raise CorruptArtifactError(f"{KEY} hashes to {key.digest}, and the manifest says {manifest.key}")
     if hashlib.sha256(text).hexdigest() != manifest.source_sha256:
-        raise CorruptArtifactError(f"{SOURCE} is not the one that the manifest describes (sha256 differs)")
-    library = folder / manifest.binary.name
-    return Entry(
-        folder=folder, key=key, manifest=manifest, text=text.decode(), library=library if library.exists() else None
-    )
+        raise CorruptArtifactError(
+            f"{source_name(key.arch)} is not the one that the manifest describes (sha256 differs)"
+        )
+    library = None if manifest.binary is None else folder / manifest.binary.name
+    if library is not None and not library.exists():
+        library = None
+    return Entry(folder=folder, key=key, manifest=manifest, text=text.decode(), library=library)
 
 
 def _load(path: Path) -> Any:
@@ -330,15 +349,18 @@ def _refuse_constant(name: str) -> None:
 
 
 def _library_problem(entry: Entry) -> str | None:
+    binary = entry.manifest.binary
+    if binary is None:
+        return None
     try:
-        found = file_sha256(entry.folder / entry.manifest.binary.name)
+        found = file_sha256(entry.folder / binary.name)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise StoreError(f"the binary {entry.library} can't be read: {error}") from error
-    if found == entry.manifest.binary.sha256:
+    if found == binary.sha256:
         return None
-    return f"its sha256 is {found}, and the manifest says {entry.manifest.binary.sha256}"
+    return f"its sha256 is {found}, and the manifest says {binary.sha256}"
 
 
 def _examine(folder: Path) -> Finding:
@@ -346,6 +368,8 @@ def _examine(folder: Path) -> Finding:
         entry = _read(folder)
     except CorruptArtifactError as error:
         return Finding(folder=folder, state="corrupt", reason=str(error))
+    if entry is not None and entry.manifest.binary is None:
+        return Finding(folder=folder, state="good", reason="source only")
     if entry is None or entry.library is None:
         return Finding(folder=folder, state="not built", reason="no binary beside the source")
     problem = _library_problem(entry)
@@ -356,12 +380,13 @@ def _replace_binary(entry: Entry, binary: Binary, folder: Path) -> None:
     """Give `entry` the binary built in `folder`: the file first, then the manifest that names it."""
     _sync(folder / binary.name)
     (folder / binary.name).rename(entry.folder / binary.name)
-    same_build = replace(binary, compiler=entry.manifest.binary.compiler, processor=entry.manifest.binary.processor)
-    if same_build != entry.manifest.binary:  # the same bytes again leave a manifest under version control alone
+    stored = entry.manifest.binary
+    same_build = stored and replace(binary, compiler=stored.compiler, processor=stored.processor)
+    if stored is None or same_build != stored:  # the same bytes again leave a manifest under version control alone
         _write_synced(folder / MANIFEST, replace(entry.manifest, binary=binary).text)
         (folder / MANIFEST).rename(entry.folder / MANIFEST)
-        if entry.manifest.binary.name != binary.name:
-            (entry.folder / entry.manifest.binary.name).unlink(missing_ok=True)
+        if stored is not None and stored.name != binary.name:
+            (entry.folder / stored.name).unlink(missing_ok=True)
     _sync(entry.folder)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .desc import KernelDesc
-from .schedule import Schedule
+from .schedule import CpuSchedule
 
 LANE_QUANTUM = 16  # packed blocks are padded to this many elements: a whole number of vectors on every CPU target
 QUERIES_PER_TASK = 16  # queries that one task of the gathered attention takes
@@ -52,9 +52,36 @@ class ScoreTile:
     spilled: int
 
     @classmethod
-    def of(cls, desc: KernelDesc, schedule: Schedule) -> ScoreTile:
+    def of(cls, desc: KernelDesc, schedule: CpuSchedule) -> ScoreTile:
         """Return the tile of a `compressed` selection: a whole number of blocks near `key_tile` tokens."""
         per_block, overlap = desc.size("block") // desc.size("stride"), desc.size("kernel") // desc.size("stride")
         blocks = max(1, schedule.key_tile // per_block)
         tokens = blocks * per_block
         return cls(tokens=tokens, blocks=blocks, spilled=(tokens + overlap - 2) // per_block + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockTile:
+    """How listed key blocks are laid in the streamed tile of a GPU kernel.
+
+    A step takes `together` blocks of `wide` rows each, of which the first keys are the block's; a block larger than
+    the tile takes `parts` steps. A tile of `queries` queries lists at most `capacity` blocks.
+    """
+
+    wide: int
+    together: int
+    parts: int
+    capacity: int
+
+    @classmethod
+    def of(cls, block: int, n: int, queries: int, key_tile: int) -> BlockTile:
+        """Return the layout of blocks of `block` keys, `n` a query, for `queries` queries and tiles of `key_tile`."""
+        parts = ceil_div(block, key_tile)
+        wide = min(padded(block), key_tile)
+        together = max(1, key_tile // wide) if parts == 1 else 1
+        return cls(wide=wide, together=together, parts=parts, capacity=ceil_div(queries * n, together) * together)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the streamed tile."""
+        return self.wide * self.together

@@ -11,8 +11,8 @@ from typing import Any
 from .. import __version__
 from ..compiler import compile_flags, find_compiler
 from ..errors import CompilerError, TargetError
-from ..lowering import TILELANG_VERSION
 from ..selection import schedules_folder
+from ..source import TILELANG_VERSION
 from ..store import building_is_forbidden, default_root
 from ..target import native_target, processor_name
 from .app import AsJson, print_json, print_table

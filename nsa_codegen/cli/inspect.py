@@ -2,49 +2,34 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
+import difflib
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..compiler import compile_assembly
-from ..desc import KernelDesc
-from ..errors import CompilerError, InputError, StoreError, nearest
-from ..index_sets import require_choice
-from ..lowering import KernelSource, lower, primitive_function
-from ..manifest import RequestKey
-from ..schedule import Schedule
+from ..errors import InputError
 from ..spec import NSASpec
-from ..store import Entry, KernelStore
 from ..target import Target, parse_target
-from .app import AsJson, console, print_json
-from .options import Dtype, TargetName, takes_spec
+from .app import AsJson, console, print_json, progress_bar
+from .figures import (
+    Measured,
+    figures_json,
+    print_occupancy,
+    print_occupancy_difference,
+    print_resource_difference,
+    print_resources,
+)
+from .options import TargetName, takes_spec
+from .shown import Shown, find_kernels, other_kernel
+from .stages import FIGURES, LANGUAGES, STAGES, kernel_resources, require_stage, stage_text
 
 if TYPE_CHECKING:
     from ..program import Program
 
-STAGES = ("program", "schedule", "tir", "source", "asm", "manifest")
-_LANGUAGES = {"tir": "python", "source": "cpp", "asm": "gas", "manifest": "json"}
-_SHORTEST_KEY = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shown:
-    """One kernel to be shown: what it is, where its schedule is from, and its entry in the store, if it has one."""
-
-    desc: KernelDesc
-    schedule: Schedule
-    origin: str
-    target: Target
-    entry: Entry | None
-
-    @property
-    def key(self) -> RequestKey:
-        """The key under which the store has it, or would."""
-        return RequestKey.of(self.desc, self.schedule, self.target)
+_STAGE_HELP = "What to show. " + "; ".join(f"{kind}: {', '.join(stages)}" for kind, stages in STAGES.items())
+Pair = tuple[Shown, Shown | None]
 
 
 @takes_spec
@@ -58,112 +43,104 @@ def inspect(
         ),
     ],
     spec: NSASpec,
-    stage: Annotated[str, typer.Option(help=f"What to show: {', '.join(STAGES)}.")] = "source",
+    stage: Annotated[str | None, typer.Option(help=f"{_STAGE_HELP}. The emitted text by default.")] = None,
     target: TargetName = "cpu",
-    dtype: Dtype = "float32",
+    dtype: Annotated[
+        str | None, typer.Option(help="Type of the tensors; float32 for a CPU, float16 for a GPU by default.")
+    ] = None,
+    diff: Annotated[
+        str | None,
+        typer.Option(help="Compare with another target, or with changed fields of the schedule: rows=128,stages=3."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a kernel at one stage: the program it belongs to, its schedule, TileLang's TIR, the emitted C++, assembly.
+    """Show a kernel at one stage: its program, schedule, TileLang's TIR, emitted text, machine code, what it takes.
 
     Text is coloured in a terminal and plain in a pipe. An op of which the attention takes several kernels shows all.
     """
-    require_choice("inspect", "stage", stage, STAGES)
-    program = spec.program()
-    kernels = _find(kernel, program, dtype, target)
-    shown = [{"kernel": str(k.desc), "stage": stage, "text": _text(stage, k, program)} for k in kernels]
+    program, asked = spec.program(), parse_target(target)
+    kernels = find_kernels(kernel, program, dtype or _default_dtype(asked), asked)
+    stage = require_stage(stage, kernels[0].target)
+    pairs: list[Pair] = [(k, None if diff is None else other_kernel(k, diff)) for k in kernels]
+    for _, other in pairs:
+        if other is not None:
+            require_stage(stage, other.target)
+    if stage in FIGURES:
+        _show_figures(stage, pairs, as_json)
+    elif stage == "program":  # one text, whatever the kernels
+        if diff is not None:
+            raise InputError("inspect.stage = 'program' has no --diff: it is the same on every target and schedule")
+        _show_texts(stage, pairs if as_json else pairs[:1], program, as_json)
+    else:
+        _show_texts(stage, pairs, program, as_json)
+
+
+def _default_dtype(target: Target) -> str:
+    return "float32" if target.kind == "cpu" else "float16"
+
+
+def _show_texts(stage: str, pairs: list[Pair], program: Program, as_json: bool) -> None:
+    shown = []
+    for kernel, other in _with_progress(stage, pairs):
+        item: dict[str, Any] = {"kernel": str(kernel.desc), "stage": stage, "text": stage_text(stage, kernel, program)}
+        if other is not None:
+            item["diff"] = _unified(kernel, item["text"], other, stage_text(stage, other, program))
+        shown.append(item)
     if as_json:
         print_json(shown)
         return
-    if stage == "program":  # one text, whatever the kernels
-        shown = shown[:1]
     for item in shown:
         if len(shown) > 1:
             print(f"== {item['kernel']}")
-        _print_code(item["text"], _LANGUAGES.get(stage))
+        if "diff" not in item:
+            _print_code(item["text"], LANGUAGES.get(stage))
+        else:
+            _print_code(item["diff"] or "no difference", "diff")
 
 
-def _find(name: str, program: Program, dtype: str, target_name: str) -> list[Shown]:
-    from ..ops import OPS
-
-    target, store = parse_target(target_name), KernelStore()
-    kinds = {op: (op, "fwd") for op in OPS} | {f"{op}_fwd": (op, "fwd") for op in OPS}
-    kinds |= {f"{op.name}_bwd": (op.name, "bwd") for op in OPS.values() if op.prepare_backward is not None}
-    if name in kinds:
-        return _of_program(kinds[name], program, dtype, target, store)
-    entries = store.entries()
-    matching = [e for e in entries if e.folder.name == name]
-    if not matching and len(name) >= _SHORTEST_KEY:
-        matching = [e for e in entries if e.key.digest.startswith(name)]
-    if len(matching) > 1:
-        raise InputError(f"inspect: {name!r} fits {[e.folder.name for e in matching]}; give more of the key")
-    if matching:
-        return [_of_entry(matching[0])]
-    raise InputError(
-        f"inspect: {name!r} is neither an op nor a stored kernel's folder or key: "
-        f"{nearest(name, tuple(kinds))}; `nsa-codegen list` shows what is stored"
-    )
+def _show_figures(stage: str, pairs: list[Pair], as_json: bool) -> None:
+    measured = [
+        (_measure(kernel), None if other is None else _measure(other))
+        for kernel, other in _with_progress(stage, pairs)
+    ]  # fmt: skip
+    if as_json:
+        print_json([_figures_item(stage, one, other) for one, other in measured])
+        return
+    alone = [one for one, other in measured if other is None]
+    if stage == "resources" and alone:
+        print_resources(alone)
+    elif alone:
+        for one in alone:
+            print_occupancy(one)
+    for one, other in measured:
+        if other is not None:
+            show = print_resource_difference if stage == "resources" else print_occupancy_difference
+            show(one, other)
 
 
-def _of_program(kind: tuple[str, str], program: Program, dtype: str, target: Target, store: KernelStore) -> list[Shown]:
-    from ..requests import needed_descs
-    from ..selection import select
-
-    descs = needed_descs(program, dtype)
-    found = [d for d in descs if (d.op, d.direction) == kind]
-    if not found:
-        raise InputError(
-            f"inspect: this attention takes no kernel {kind[0]}_{kind[1]}; it takes {sorted({d.kind for d in descs})}"
-        )
-    kernels = []
-    for desc in found:
-        selected = select(desc, target)
-        entry = store.lookup(RequestKey.of(desc, selected.schedule, target))
-        kernels.append(Shown(desc=desc, schedule=selected.schedule, origin=selected.source, target=target, entry=entry))
-    return kernels
+def _figures_item(stage: str, one: Measured, other: Measured | None) -> dict[str, Any]:
+    item = {"kernel": str(one.kernel.desc), "stage": stage} | figures_json(stage, one)
+    return item if other is None else item | {"other": figures_json(stage, other)}
 
 
-def _of_entry(entry: Entry) -> Shown:
-    key = entry.key.to_json()
-    desc, schedule = KernelDesc.from_json(key["desc"]), Schedule.from_json(key["schedule"])
-    target = parse_target(entry.key.arch)
-    return Shown(desc=desc, schedule=schedule, origin=f"stored in {entry.folder}", target=target, entry=entry)
+def _measure(kernel: Shown) -> Measured:
+    return Measured(kernel=kernel, resources=kernel_resources(kernel))
 
 
-def _text(stage: str, kernel: Shown, program: Program) -> str:
-    if stage == "program":
-        return f"{program}"
-    if stage == "schedule":
-        return f"{kernel.desc}\ntarget    {kernel.target}\nschedule  {kernel.schedule}\nfrom      {kernel.origin}"
-    if stage == "tir":
-        return str(primitive_function(kernel.desc, kernel.schedule, kernel.target).script())
-    if stage == "source":
-        return _source(kernel).text
-    if stage == "asm":
-        return _assembly(kernel)
-    if kernel.entry is None:
-        raise StoreError(
-            f"{kernel.desc} is not built, so it has no manifest: {KernelStore().explain_miss(kernel.key)}\n"
-            f"build it with `nsa-codegen build`"
-        )
-    return kernel.entry.manifest.text
+def _with_progress(stage: str, pairs: list[Pair]) -> Iterable[Pair]:
+    """Yield the pairs; with a bar where each may have to be lowered and compiled."""
+    if len(pairs) == 1 or stage in ("program", "schedule", "manifest"):
+        yield from pairs
+        return
+    with progress_bar() as bar:
+        yield from bar.track(pairs, description=stage)
 
 
-def _source(kernel: Shown) -> KernelSource:
-    if kernel.entry is not None:
-        return kernel.entry.source
-    return lower(kernel.desc, kernel.schedule, kernel.target)
-
-
-def _assembly(kernel: Shown) -> str:
-    """Return the built binary, disassembled; without a binary or objdump, what the compiler makes of the text."""
-    objdump, library = shutil.which("objdump"), kernel.entry.library if kernel.entry is not None else None
-    if objdump is None or library is None:
-        return compile_assembly(_source(kernel).text, kernel.target)
-    command = [objdump, "--disassemble", "--no-show-raw-insn", "--demangle", str(library)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise CompilerError(f"{' '.join(command)} ended with status {done.returncode}: {done.stderr.strip()[:400]}")
-    return done.stdout
+def _unified(kernel: Shown, text: str, other: Shown, other_text: str) -> str:
+    """Return the unified diff of two texts, named by target and schedule; empty if they are the same."""
+    old, new = (f"{k.target.name} {k.schedule}" for k in (kernel, other))
+    lines = difflib.unified_diff(text.splitlines(), other_text.splitlines(), old, new, lineterm="")
+    return "\n".join(lines)
 
 
 def _print_code(text: str, language: str | None) -> None:

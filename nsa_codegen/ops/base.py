@@ -50,7 +50,8 @@ class OpDef:
     that tests and benchmarks use, `make_inputs(desc, sizes, generator)` draws arguments for one, `reference(desc,
     **arguments)` is its meaning, `prepare(desc, schedule, workers, **arguments)` allocates and lays out one launch,
     and `work(desc, sizes)` counts. `backward_descs(desc)` names the kernels of the backward, in the order in which they
-    run; `prepare_backward` lays out one launch of such a desc.
+    run; `prepare_backward` lays out one launch of such a desc, and `prepare_gpu(desc, schedule, **arguments)` one of
+    either direction on a GPU, where the grid follows from the tensors and a launch of no tasks is left out.
     """
 
     name: str
@@ -64,6 +65,7 @@ class OpDef:
     work: Callable[[KernelDesc, Sizes], Work]
     backward_descs: Callable[[KernelDesc], tuple[KernelDesc, ...]] = lambda desc: ()
     prepare_backward: Callable[..., Launch] | None = None
+    prepare_gpu: Callable[..., Launch] | None = None
 
 
 AXES = {

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import reference
 from ..desc import KernelDesc
-from ..schedule import Schedule
+from ..schedule import CpuSchedule, GpuSchedule
 from ..tiling import ceil_div
 from .base import Launch, OpDef, Sizes, Values, Work, draw, element_bytes, scratch
 
@@ -30,7 +30,7 @@ def run_reference(desc: KernelDesc, *, outs: list[Tensor], gates: Tensor) -> tup
     return (reference.combine(outs, gates),)
 
 
-def prepare(desc: KernelDesc, schedule: Schedule, workers: int, *, outs: list[Tensor], gates: Tensor) -> Launch:
+def prepare(desc: KernelDesc, schedule: CpuSchedule, workers: int, *, outs: list[Tensor], gates: Tensor) -> Launch:
     """Return the launch: one task per run of rows (batch, token, head)."""
     out = torch.empty_like(outs[0])
     rows = out.numel() // out.shape[-1]
@@ -47,7 +47,7 @@ def backward_descs(desc: KernelDesc) -> tuple[KernelDesc, ...]:
 
 
 def prepare_backward(
-    desc: KernelDesc, schedule: Schedule, workers: int, *, outs: list[Tensor], gates: Tensor, dout: Tensor
+    desc: KernelDesc, schedule: CpuSchedule, workers: int, *, outs: list[Tensor], gates: Tensor, dout: Tensor
 ) -> Launch:
     """Return the launch: gradients of the outputs, then float32 gradients of the gates by row, [rows, paths]."""
     rows, paths, shared = dout.numel() // dout.shape[-1], len(outs), desc.word("gates") == "scalar"
@@ -59,6 +59,23 @@ def prepare_backward(
     values.update(gates=gates.contiguous(), dout=dout, grad_gates=grad_gates, rows=rows)
     values["rows_per_task"] = ROWS_PER_TASK
     return Launch(tasks=tasks, values=values, outputs=(*grads, grad_gates))
+
+
+def prepare_gpu(
+    desc: KernelDesc, schedule: GpuSchedule, *, outs: list[Tensor], gates: Tensor, dout: Tensor | None = None
+) -> Launch:
+    """Return the launch of the forward or the backward, with what `prepare` and `prepare_backward` return."""
+    shared = desc.word("gates") == "scalar"
+    gates = (gates.float() if shared else gates.to(outs[0].dtype)).contiguous()
+    values: Values = {f"o{p}": o for p, o in enumerate(outs)} | {"gates": gates}
+    if dout is None:
+        out = torch.empty_like(outs[0])
+        return Launch(tasks=out.numel(), values=values | {"out": out}, outputs=(out,))
+    grads = [torch.empty_like(o) for o in outs]
+    rows = dout.numel() // dout.shape[-1]
+    grad_gates = torch.empty((rows, len(outs)), dtype=torch.float32, device=dout.device)
+    values |= {f"d{p}": d for p, d in enumerate(grads)} | {"dout": dout, "grad_gates": grad_gates}
+    return Launch(tasks=rows, values=values, outputs=(*grads, grad_gates))
 
 
 def work(desc: KernelDesc, sizes: Sizes) -> Work:
@@ -88,4 +105,5 @@ COMBINE = OpDef(
     work=work,
     backward_descs=backward_descs,
     prepare_backward=prepare_backward,
+    prepare_gpu=prepare_gpu,
 )

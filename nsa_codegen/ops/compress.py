@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import reference
 from ..desc import KernelDesc
 from ..program import Phi
-from ..schedule import Schedule
+from ..schedule import CpuSchedule, GpuSchedule
 from ..tiling import ceil_div, padded
 from .base import Launch, OpDef, Sizes, Values, Work, backward_part, draw, element_bytes, scratch, torch_dtype
 
@@ -54,7 +54,7 @@ def run_reference(desc: KernelDesc, *, x: Tensor, **weights: Tensor) -> tuple[Te
     return (reference.compress(x, kernel=phi.kernel, stride=phi.stride, method=method, **given),)
 
 
-def prepare(desc: KernelDesc, schedule: Schedule, workers: int, *, x: Tensor, **weights: Tensor) -> Launch:
+def prepare(desc: KernelDesc, schedule: CpuSchedule, workers: int, *, x: Tensor, **weights: Tensor) -> Launch:
     """Return the launch: one task per window, or for the mlp per tile of windows and head; weights as float32."""
     batch, keys, kv_heads, dim = x.shape
     windows = _phi(desc).length(keys)
@@ -76,7 +76,7 @@ def backward_descs(desc: KernelDesc) -> tuple[KernelDesc, ...]:
 
 
 def prepare_backward(
-    desc: KernelDesc, schedule: Schedule, workers: int, *, x: Tensor, dout: Tensor, **rest: Tensor
+    desc: KernelDesc, schedule: CpuSchedule, workers: int, *, x: Tensor, dout: Tensor, **rest: Tensor
 ) -> Launch:
     """Return the launch of one part.
 
@@ -106,6 +106,46 @@ def prepare_backward(
     grads = (scratch(hidden, kernel * dim), scratch(dim, hidden), scratch(hidden), scratch(dim))
     values.update(zip(("grad_w1", "grad_w2", "grad_b1", "grad_b2"), grads, strict=True))
     return Launch(tasks=kernel + 1, values=values, outputs=grads)
+
+
+def prepare_gpu(
+    desc: KernelDesc, schedule: GpuSchedule, *, x: Tensor, dout: Tensor | None = None, **rest: Tensor
+) -> Launch:
+    """Return the launch of the forward or of one part of the backward, with the outputs that the CPU's have.
+
+    The mlp takes its first layer's bias with the position encoding's part in it, and keeps `active` and `dz` in x's
+    dtype, [batch, heads, windows, hidden].
+    """
+    batch, _, kv_heads, dim = x.shape
+    method, kernel, windows = desc.word("method"), desc.size("kernel"), _phi(desc).length(x.shape[1])
+    values: Values = {"x": x, "dout": dout, **rest}
+    if method == "mlp":
+        hidden = desc.size("hidden")
+        inner = (batch, kv_heads, windows, hidden)
+        if "w1" in rest and "b1" in rest:
+            encoded = rest["w1"].double() @ rest["position"].double().flatten()
+            values["inner_bias"] = (encoded + rest["b1"].double()).float()
+    if desc.direction == "fwd":
+        dtype = torch_dtype(desc.word("out")) if method == "mean" else x.dtype
+        out = torch.empty((batch, windows, kv_heads, dim), dtype=dtype, device=x.device)
+        values.update(out=out, active=x.new_empty(inner) if method == "mlp" else None)
+        return Launch(tasks=out.numel(), values=values, outputs=(out,))
+    part = desc.word("part")
+    names: tuple[str, ...]
+    outputs: tuple[Tensor, ...]
+    if part == "tokens":
+        names, outputs = ("dx",), (torch.zeros_like(x) if not windows else torch.empty_like(x),)
+    elif part == "inner":
+        names, outputs = ("active", "dz"), (x.new_empty(inner), x.new_empty(inner))
+    elif method == "conv":
+        names = ("grad_weight", "grad_bias")
+        outputs = tuple(x.new_zeros(s, dtype=torch.float32) for s in ((kernel, kv_heads, dim), (kv_heads, dim)))
+    else:
+        names = ("grad_w1", "grad_w2", "grad_b1", "grad_b2")
+        shapes = ((hidden, kernel * dim), (dim, hidden), (hidden,), (dim,))
+        outputs = tuple(x.new_zeros(s, dtype=torch.float32) for s in shapes)
+    values.update(zip(names, outputs, strict=True))
+    return Launch(tasks=windows * x.numel(), values=values, outputs=outputs)
 
 
 def work(desc: KernelDesc, sizes: Sizes) -> Work:
@@ -148,4 +188,5 @@ COMPRESS = OpDef(
     work=work,
     backward_descs=backward_descs,
     prepare_backward=prepare_backward,
+    prepare_gpu=prepare_gpu,
 )

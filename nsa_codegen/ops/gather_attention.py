@@ -9,10 +9,11 @@ from torch import Tensor
 
 from .. import reference
 from ..desc import KernelDesc
-from ..schedule import Schedule
-from ..tiling import QUERIES_PER_TASK, ceil_div
+from ..schedule import CpuSchedule, GpuSchedule
+from ..tiling import QUERIES_PER_TASK, BlockTile, RowTile, ceil_div
 from .base import Launch, OpDef, Sizes, Values, Work, backward_part, draw, element_bytes
 from .pack_blocks import run_reference as pack
+from .stream_attention import empty_attention, empty_query_gradients
 
 
 def make_inputs(desc: KernelDesc, sizes: Sizes, generator: torch.Generator) -> Values:
@@ -55,7 +56,7 @@ def pack_descs(desc: KernelDesc) -> tuple[KernelDesc, KernelDesc]:
 
 def prepare(
     desc: KernelDesc,
-    schedule: Schedule,
+    schedule: CpuSchedule,
     workers: int,
     *,
     q: Tensor,
@@ -103,6 +104,9 @@ def backward_pack_descs(desc: KernelDesc) -> dict[str, KernelDesc]:
     }
 
 
+LOOKAHEAD = 128  # entries after the last of a row that a tile may read, and not use
+
+
 def inverse_index(
     block_indices: Tensor, *, block: int, blocks: int, q_start: int, causal: bool
 ) -> tuple[Tensor, Tensor]:
@@ -111,26 +115,75 @@ def inverse_index(
     `starts` is int64 [B, Hkv, blocks, 2], begin and end in the int32 `listing`, which ascends per block. The lists
     `[B, T, Hkv, n]` may hold anything; what adds nothing is left out.
     """
-    batch, tokens, kv_heads, n = block_indices.shape
+    starts, listing = inverse_lists(block_indices, block=block, blocks=blocks, q_start=q_start, causal=causal)
+    rows = torch.arange(starts.shape[0] * starts.shape[1]).view(*starts.shape[:2], 1, 1)
+    return starts + rows * listing.shape[2], listing.flatten()
+
+
+def inverse_lists(
+    block_indices: Tensor, *, block: int, blocks: int, q_start: int, causal: bool, lookahead: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Return `inverse_index` by batch row and key/value head: begin and end count from the row's first entry.
+
+    `listing` is int32 [B, Hkv, T * n + lookahead]. No values reach the host, so nothing waits for a GPU.
+    """
+    batch, _, kv_heads, n = block_indices.shape
+    device = block_indices.device
     lists = block_indices.transpose(1, 2).sort(dim=-1).values.long()
-    position = torch.arange(q_start, q_start + tokens)[:, None]
+    valid = _adds(lists, block=block, blocks=blocks, q_start=q_start, causal=causal)
+    valid[..., 1:] &= lists[..., 1:] != lists[..., :-1]
+    key = torch.where(valid, lists, blocks).flatten(2)
+    order = torch.argsort(key, dim=-1, stable=True)
+    counts = torch.zeros((batch, kv_heads, blocks + 1), dtype=torch.int64, device=device)
+    counts = counts.scatter_add_(-1, key, torch.ones_like(key))[..., :-1]
+    ends = counts.cumsum(-1)
+    listing = torch.nn.functional.pad(order // max(n, 1), (0, lookahead)).to(torch.int32)
+    return torch.stack([ends - counts, ends], dim=-1), listing
+
+
+def _adds(lists: Tensor, *, block: int, blocks: int, q_start: int, causal: bool) -> Tensor:
+    """Return whether the entries of lists [B, Hkv, T, n] stand for blocks that their queries see something of."""
     valid = (lists >= 0) & (lists < blocks)
     if causal:
-        valid &= lists * block <= position
-    valid[..., 1:] &= lists[..., 1:] != lists[..., :-1]
-    row = torch.arange(batch * kv_heads).view(batch, kv_heads, 1, 1) * blocks
-    key = torch.where(valid, lists + row, batch * kv_heads * blocks).flatten()
-    order = torch.argsort(key, stable=True)
-    counts = torch.bincount(key, minlength=batch * kv_heads * blocks + 1)[:-1]
-    ends = counts.cumsum(0)
-    starts = torch.stack([ends - counts, ends], dim=-1).view(batch, kv_heads, blocks, 2)
-    total = int(ends[-1]) if len(ends) else 0
-    listing = (order[:total] // n % tokens).to(torch.int32)
-    return starts, listing
+        position = torch.arange(q_start, q_start + lists.shape[2], device=lists.device)
+        valid &= lists * block <= position[:, None]
+    return valid
+
+
+def tile_lists(
+    block_indices: Tensor, tile: BlockTile, *, queries: int, block: int, blocks: int, q_start: int, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return for each tile of `queries` queries the blocks that some of them list: `steps`, `listing`, `members`.
+
+    All int32: `steps` [B, Hkv, tiles] counts, `listing` [.., capacity] ascends, and bit i of `members` [.., capacity]
+    is set if query i of the tile lists the block. The lists `[B, T, Hkv, n]` may hold anything; what adds nothing is
+    left out. No values reach the host, so nothing waits for a GPU.
+    """
+    batch, tokens, kv_heads, n = block_indices.shape
+    device, tiles = block_indices.device, ceil_div(tokens, queries)
+    lists = block_indices.transpose(1, 2).long()
+    valid = _adds(lists, block=block, blocks=blocks, q_start=q_start, causal=causal)
+    lists = torch.where(valid, lists, blocks)
+    lists = torch.nn.functional.pad(lists, (0, 0, 0, tiles * queries - tokens), value=blocks)
+    values, order = lists.reshape(batch, kv_heads, tiles, queries * n).sort(dim=-1, stable=True)
+    query = order // n
+    listed = values < blocks
+    first = listed.clone()
+    first[..., 1:] &= values[..., 1:] != values[..., :-1]
+    again = torch.zeros_like(listed)  # the same query lists the block once more
+    again[..., 1:] = (values[..., 1:] == values[..., :-1]) & (query[..., 1:] == query[..., :-1])
+    slot = torch.where(listed, first.cumsum(-1) - 1, tile.capacity)  # what is not listed goes to a column of its own
+    shape = (batch, kv_heads, tiles, tile.capacity + 1)
+    listing = torch.zeros(shape, dtype=torch.int64, device=device).scatter_(-1, slot, values)
+    bits = torch.where(again, 0, 1 << query)
+    members = torch.zeros(shape, dtype=torch.int64, device=device).scatter_add_(-1, slot, bits)
+    kept = (first.sum(-1), listing[..., :-1], members[..., :-1])
+    steps, listing, members = (x.to(torch.int32).contiguous() for x in kept)
+    return steps, listing, members
 
 
 def prepare_backward(
-    desc: KernelDesc, schedule: Schedule, workers: int, *, q: Tensor, k: Tensor, v: Tensor, **rest: Any
+    desc: KernelDesc, schedule: CpuSchedule, workers: int, *, q: Tensor, k: Tensor, v: Tensor, **rest: Any
 ) -> Launch:
     """Return the launch of one part.
 
@@ -149,6 +202,45 @@ def prepare_backward(
     grad_k, grad_v = torch.empty_like(k), torch.empty_like(v)
     values.update(grad_k=grad_k, grad_v=grad_v, entries=values["listing"].numel())
     return Launch(tasks=batch * kv_heads * blocks, values=values, outputs=(grad_k, grad_v))
+
+
+def prepare_gpu(
+    desc: KernelDesc,
+    schedule: GpuSchedule,
+    *,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_indices: Tensor,
+    q_start: int,
+    **rest: Any,
+) -> Launch:
+    """Return the launch of the forward or of one part of the backward, with the lists as its loops read them."""
+    block, causal = desc.size("block"), desc.word("reach") == "causal"
+    blocks = ceil_div(k.shape[1], block)
+    values: Values = {"q": q, "k": k, "v": v, "q_start": q_start, **rest}
+    if desc.direction == "fwd" or desc.word("part") == "queries":
+        queries = RowTile.of(desc.size("group"), schedule.rows).queries
+        tile = BlockTile.of(block, desc.size("n"), queries, schedule.key_tile)
+        lists = tile_lists(
+            block_indices, tile, queries=queries, block=block, blocks=blocks, q_start=q_start, causal=causal
+        )
+        values.update(zip(("steps", "listing", "members"), lists, strict=True))
+    else:
+        starts, listing = inverse_lists(
+            block_indices, block=block, blocks=blocks, q_start=q_start, causal=causal, lookahead=LOOKAHEAD
+        )
+        values.update(starts=starts.to(torch.int32), listing=listing)
+    if desc.direction == "fwd":
+        outputs = empty_attention(q, v)
+        values.update(zip(("out", "lse"), outputs, strict=True))
+    elif desc.word("part") == "queries":
+        outputs = empty_query_gradients(q, k)
+        values.update(zip(("dq", "delta"), outputs, strict=True))
+    else:
+        outputs = (torch.empty_like(k), torch.empty_like(v))
+        values.update(zip(("grad_k", "grad_v"), outputs, strict=True))
+    return Launch(tasks=min(q.numel(), k.numel()), values=values, outputs=outputs)
 
 
 def work(desc: KernelDesc, sizes: Sizes) -> Work:
@@ -181,4 +273,5 @@ GATHER_ATTENTION = OpDef(
     work=work,
     backward_descs=backward_descs,
     prepare_backward=prepare_backward,
+    prepare_gpu=prepare_gpu,
 )

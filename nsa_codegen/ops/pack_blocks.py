@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..desc import KernelDesc
-from ..schedule import Schedule
+from ..schedule import CpuSchedule
 from ..tiling import ceil_div, padded
 from .base import Launch, OpDef, Sizes, Values, Work, draw, element_bytes
 
@@ -34,7 +34,7 @@ def run_reference(desc: KernelDesc, *, x: Tensor) -> tuple[Tensor]:
     return (torch.nn.functional.pad(wide, (0, packed_shape(desc)[1] - wide.shape[-1])).contiguous(),)
 
 
-def prepare(desc: KernelDesc, schedule: Schedule, workers: int, *, x: Tensor) -> Launch:
+def prepare(desc: KernelDesc, schedule: CpuSchedule, workers: int, *, x: Tensor) -> Launch:
     """Return the launch: one task per block, key/value head and batch row."""
     batch, keys, kv_heads, _ = x.shape
     blocks = ceil_div(keys, desc.size("block"))

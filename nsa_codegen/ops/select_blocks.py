@@ -11,7 +11,7 @@ from .. import reference
 from ..desc import KernelDesc
 from ..index_sets import complete
 from ..program import Phi
-from ..schedule import Schedule
+from ..schedule import CpuSchedule, GpuSchedule
 from ..tiling import RowTile, ScoreTile, ceil_div
 from .base import Launch, OpDef, Sizes, Values, Work, draw, element_bytes, scratch
 
@@ -57,7 +57,7 @@ def run_reference(desc: KernelDesc, *, q: Tensor, k: Tensor, q_start: int, scale
 
 
 def prepare(
-    desc: KernelDesc, schedule: Schedule, workers: int, *, q: Tensor, k: Tensor, q_start: int, scale: float
+    desc: KernelDesc, schedule: CpuSchedule, workers: int, *, q: Tensor, k: Tensor, q_start: int, scale: float
 ) -> Launch:
     """Return the launch: one task per tile of queries; working memory is O(blocks) per worker."""
     batch, tokens, _, _ = q.shape
@@ -75,6 +75,21 @@ def prepare(
         values.update(tops=scratch(workers, steps, tile.lanes))
     values["scores"] = scratch(workers, queries, blocks)
     return Launch(tasks=batch * kv_heads * ceil_div(tokens, queries), values=values, outputs=(indices,))
+
+
+def prepare_gpu(desc: KernelDesc, schedule: GpuSchedule, *, q: Tensor, k: Tensor, q_start: int, scale: float) -> Launch:
+    """Return the launch; it takes no working memory.
+
+    Without tokens to score, one of zeros stands for them: all blocks are then alike, but for the first, which ties
+    are resolved to anyway.
+    """
+    batch, tokens, _, dim = q.shape
+    if not k.shape[1]:
+        k = k.new_zeros((batch, 1, k.shape[2], dim))
+    shape = (batch, tokens, k.shape[2], desc.size("n"))
+    indices = torch.empty(shape, dtype=torch.int32, device=q.device)
+    values: Values = {"q": q, "k": k, "indices": indices, "q_start": q_start, "scale": scale}
+    return Launch(tasks=indices.numel(), values=values, outputs=(indices,))
 
 
 def work(desc: KernelDesc, sizes: Sizes) -> Work:
@@ -116,5 +131,6 @@ SELECT_BLOCKS = OpDef(
     make_inputs=make_inputs,
     reference=run_reference,
     prepare=prepare,
+    prepare_gpu=prepare_gpu,
     work=work,
 )

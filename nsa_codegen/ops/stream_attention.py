@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import reference
 from ..desc import KernelDesc
 from ..index_sets import causal, complete, everything, first, window
-from ..schedule import Schedule
+from ..schedule import CpuSchedule, GpuSchedule
 from ..tiling import RowTile, ceil_div
 from .base import Launch, OpDef, Sizes, Values, Work, backward_part, draw, element_bytes
 
@@ -36,7 +36,7 @@ def run_reference(
 
 def prepare(
     desc: KernelDesc,
-    schedule: Schedule,
+    schedule: CpuSchedule,
     workers: int,
     *,
     q: Tensor,
@@ -75,7 +75,7 @@ def backward_descs(desc: KernelDesc) -> tuple[KernelDesc, ...]:
 
 
 def prepare_backward(
-    desc: KernelDesc, schedule: Schedule, workers: int, *, q: Tensor, k: Tensor, v: Tensor, **rest: Any
+    desc: KernelDesc, schedule: CpuSchedule, workers: int, *, q: Tensor, k: Tensor, v: Tensor, **rest: Any
 ) -> Launch:
     """Return the launch of one part.
 
@@ -98,6 +98,35 @@ def prepare_backward(
     )
 
 
+def prepare_gpu(desc: KernelDesc, schedule: GpuSchedule, *, q: Tensor, k: Tensor, v: Tensor, **rest: Any) -> Launch:
+    """Return the launch of the forward or of one part of the backward; without keys nothing is left to compute."""
+    values: Values = {"q": q, "k": k, "v": v, **rest}
+    if desc.direction == "fwd":
+        outputs = empty_attention(q, v)
+        values.update(zip(("out", "lse"), outputs, strict=True))
+    elif desc.word("part") == "queries":
+        outputs = empty_query_gradients(q, k)
+        values.update(zip(("dq", "delta"), outputs, strict=True))
+    else:
+        outputs = (torch.empty_like(k), torch.empty_like(v))
+        values.update(zip(("grad_k", "grad_v"), outputs, strict=True))
+    return Launch(tasks=min(q.numel(), k.numel()), values=values, outputs=outputs)
+
+
+def empty_attention(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return out and lse of an attention, not yet computed; without keys, as they will stay."""
+    out = q.new_empty((*q.shape[:3], v.shape[3]))
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    return (out, lse) if v.shape[1] else (out.zero_(), lse.fill_(-torch.inf))
+
+
+def empty_query_gradients(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Return dq and delta, not yet computed; without keys, as they will stay."""
+    grad_q = torch.empty_like(q)
+    delta = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    return (grad_q, delta) if k.shape[1] else (grad_q.zero_(), delta.zero_())
+
+
 _SETS = (causal(), window(7), first(4) | window(9), complete(8, 4), everything())
 
 STREAM_ATTENTION = OpDef(
@@ -116,4 +145,5 @@ STREAM_ATTENTION = OpDef(
     work=work,
     backward_descs=backward_descs,
     prepare_backward=prepare_backward,
+    prepare_gpu=prepare_gpu,
 )

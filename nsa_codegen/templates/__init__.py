@@ -15,7 +15,7 @@ KernelMaker = Callable[..., Any]
 
 def kernel_maker(desc: KernelDesc, target: Target) -> KernelMaker:
     """Return `get_<op>_<direction>_kernel` of the family of `target`."""
-    module = f"{__name__}.{target.kind}.{desc.kind}"
+    module = f"{__name__}.{'cpu' if target.kind == 'cpu' else 'cuda'}.{desc.kind}"
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -12,13 +12,13 @@ import pytest
 from nsa_codegen.desc import KernelDesc
 from nsa_codegen.lowering import lower
 from nsa_codegen.ops import program_descs
-from nsa_codegen.schedule import Schedule
+from nsa_codegen.schedule import CpuSchedule
 from nsa_codegen.spec import NSASpec
 from nsa_codegen.target import TARGETS
 from nsa_codegen.templates.cpu.common import prelude
 
 FOLDER = Path(__file__).parent
-TARGET, SCHEDULE = TARGETS["x86_64_v4"], Schedule()
+TARGET, SCHEDULE = TARGETS["x86_64_v4"], CpuSchedule()
 
 
 def seed_kernel(kind: str, **words: str) -> KernelDesc:

@@ -10,7 +10,7 @@ from nsa_codegen.desc import KernelDesc
 from nsa_codegen.lowering import lower
 from nsa_codegen.manifest import POOL_OP, Manifest, RequestKey
 from nsa_codegen.requests import needed_requests
-from nsa_codegen.schedule import Schedule
+from nsa_codegen.schedule import CpuSchedule
 from nsa_codegen.spec import NSASpec
 from nsa_codegen.target import parse_target
 
@@ -45,7 +45,7 @@ def test_every_kernel_of_the_presets_is_committed_under_its_present_key(preset: 
 def test_nothing_stale_is_committed() -> None:
     stale = []
     for folder, key in committed().items():
-        desc, schedule = KernelDesc.from_json(json.loads(key.desc)), Schedule.from_json(json.loads(key.schedule))
+        desc, schedule = KernelDesc.from_json(json.loads(key.desc)), CpuSchedule.parse(json.loads(key.schedule))
         if RequestKey.of(desc, schedule, parse_target(key.arch)) != key:
             stale.append(str(folder.relative_to(ROOT)))
     assert not stale, f"{len(stale)} folders have keys of other templates; {REMEDY}: {stale[:3]}"
@@ -54,7 +54,7 @@ def test_nothing_stale_is_committed() -> None:
 @pytest.mark.parametrize("folder", one_per_kind(), ids=lambda folder: folder.parent.name)
 def test_lowering_again_gives_the_committed_text(folder: Path) -> None:
     key = committed()[folder]
-    desc, schedule = KernelDesc.from_json(json.loads(key.desc)), Schedule.from_json(json.loads(key.schedule))
+    desc, schedule = KernelDesc.from_json(json.loads(key.desc)), CpuSchedule.parse(json.loads(key.schedule))
     source = lower(desc, schedule, parse_target(key.arch))
     text = (folder / "kernel.cpp").read_text()
     drift = difflib.unified_diff(text.splitlines(), source.text.splitlines(), "committed", "emitted", lineterm="", n=1)

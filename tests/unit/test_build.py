@@ -31,15 +31,15 @@ from nsa_codegen.errors import (
     LoweringError,
     TargetError,
 )
-from nsa_codegen.lowering import Argument, KernelSource
-from nsa_codegen.schedule import Schedule
+from nsa_codegen.schedule import CpuSchedule, Schedule
+from nsa_codegen.source import Argument, KernelSource
 from nsa_codegen.store import KernelStore
-from nsa_codegen.target import TARGETS, Target, native_target, runs_here
+from nsa_codegen.target import CPU_TARGETS, TARGETS, CpuTarget, Target, native_target, runs_here
 
 ROOT = Path(__file__).parents[2]
 NATIVE = native_target()
 DESC = KernelDesc.of("scale", "float32", dk=64)
-SCHEDULE = Schedule()
+SCHEDULE = CpuSchedule()
 TEXT = """\
 #include <cstdint>
 typedef int32_t (*nsa_task_fn)(void* context, int32_t lo, int32_t hi, int32_t worker);
@@ -141,7 +141,7 @@ def test_without_the_pool_a_kernel_is_not_loaded_but_built(store: KernelStore, m
     assert results(Artifact.load(DESC, SCHEDULE, NATIVE, store=store, lower=refuse)) == EXPECTED
 
 
-@pytest.mark.parametrize("target", [t for t in TARGETS.values() if runs_here(t)], ids=lambda t: t.name)
+@pytest.mark.parametrize("target", [t for t in CPU_TARGETS.values() if runs_here(t)], ids=lambda t: t.name)
 def test_every_target_of_this_machine(store: KernelStore, target: Target) -> None:
     lower = Lowering("(NSA_VECTOR_BYTES * 100 + NSA_VECTOR_REGISTERS)")
     value = target.vector_bytes * 100 + target.vector_registers
@@ -149,13 +149,13 @@ def test_every_target_of_this_machine(store: KernelStore, target: Target) -> Non
 
 
 def test_a_target_of_another_machine_is_refused(store: KernelStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    foreign = Target(
+    foreign = CpuTarget(
         name="x86_64_v9", kind="cpu", vector_bytes=64, vector_registers=32, flags=(), features=frozenset({"avx9999"})
     )
     for call in (Artifact.try_load, Artifact.load, Artifact.build):
         with pytest.raises(TargetError, match=r"x86_64_v9.*lacks \['avx9999'\].*target 'cpu'"):
             call(DESC, SCHEDULE, foreign, store=store)
-    gpu = dataclasses.replace(TARGETS["generic"], kind="gpu")
+    gpu = TARGETS["sm_90a"]
     with pytest.raises(TargetError, match="does not run on this machine"):
         Artifact.try_load(DESC, SCHEDULE, gpu, store=store)
     assert not store.root.exists()
@@ -293,7 +293,7 @@ def test_the_order_of_compilers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_zig_is_told_the_processor_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """zig refuses `x86-64-v4`, and builds for the very machine where no processor is named."""
     zig = compiler_module.Compiler(command=("python", "-m", "ziglang", "c++"), version="zig")
-    spelled = {t.name: compiler_module._spelled_for(zig, compile_flags(t)) for t in TARGETS.values()}
+    spelled = {t.name: compiler_module._spelled_for(zig, compile_flags(t)) for t in CPU_TARGETS.values()}
     processors = {name: [f for f in flags if f.startswith(("-march", "-mcpu"))] for name, flags in spelled.items()}
     assert processors == {
         "x86_64_v4": ["-mcpu=x86_64_v4"],
@@ -352,7 +352,7 @@ def test_build_all_reports_each_outcome_in_order(
 ) -> None:
     (tmp_path / "lower_by_hand.py").write_text(
         "from nsa_codegen.errors import LoweringError\n"
-        "from nsa_codegen.lowering import Argument, KernelSource\n"
+        "from nsa_codegen.source import Argument, KernelSource\n"
         f"TEXT = {source().text!r}\n"
         "KINDS = (('x', 'pointer'), ('y', 'pointer'), ('add', 'int32'), ('factor', 'float32'))\n"
         "def lower(desc, schedule, target):\n"
@@ -430,10 +430,10 @@ for name in ("tilelang", "tvm", "torch"):
     sys.modules[name] = None  # importing it fails
 from nsa_codegen.build import Artifact
 from nsa_codegen.desc import KernelDesc
-from nsa_codegen.schedule import Schedule
+from nsa_codegen.schedule import CpuSchedule
 from nsa_codegen.target import native_target
 start = time.perf_counter()
-artifact = Artifact.load(KernelDesc.of("scale", "float32", dk=64), Schedule(), native_target())
+artifact = Artifact.load(KernelDesc.of("scale", "float32", dk=64), CpuSchedule(), native_target())
 print(time.perf_counter() - start)
 import array
 x, y = array.array("f", [4.0]), array.array("f", [0.0])

@@ -177,7 +177,7 @@ def test_env_tells_versions_folders_and_variables(store):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["build", "--target", "sm_90a"], "has no templates in this version"),
+        (["build", "--target", "sm_90"], "did you mean 'sm_90a'"),
         (["build", "--target", "x86_64_v5"], "did you mean 'x86_64_v"),
         (["build", "--preset", "papr"], "did you mean 'paper'"),
         (["build", "--dtype", "float31"], "did you mean 'float32'"),

@@ -20,8 +20,8 @@ import pytest
 from nsa_codegen.build import Artifact
 from nsa_codegen.desc import KernelDesc
 from nsa_codegen.errors import KernelFailedError
-from nsa_codegen.lowering import Argument, KernelSource
-from nsa_codegen.schedule import Schedule
+from nsa_codegen.schedule import CpuSchedule
+from nsa_codegen.source import Argument, KernelSource
 from nsa_codegen.store import KernelStore
 from nsa_codegen.target import TARGETS
 
@@ -126,7 +126,9 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         *(Argument(name=name, kind="int32") for name in NUMBERS),
     )
     source = KernelSource(text=TEXT, entry="nsa_probe", arguments=arguments)
-    return Artifact.build(KernelDesc.of("probe", "float32"), Schedule(), GENERIC, store=store, lower=lambda *_: source)
+    return Artifact.build(
+        KernelDesc.of("probe", "float32"), CpuSchedule(), GENERIC, store=store, lower=lambda *_: source
+    )
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7, 32])

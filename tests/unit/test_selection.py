@@ -10,9 +10,11 @@ import pytest
 
 from nsa_codegen.desc import KernelDesc
 from nsa_codegen.errors import ScheduleError
-from nsa_codegen.schedule import Schedule, ScheduleSpace
+from nsa_codegen.requests import needed_requests
+from nsa_codegen.schedule import CpuSchedule, ScheduleSpace
 from nsa_codegen.selection import schedules_folder, select
-from nsa_codegen.target import TARGETS, Target
+from nsa_codegen.spec import NSASpec
+from nsa_codegen.target import CPU_TARGETS, TARGETS, Target
 
 V4, V3, GENERIC = (TARGETS[name] for name in ("x86_64_v4", "x86_64_v3", "generic"))
 DESC = KernelDesc.of("stream_attention", "float32", group=4, dk=64, dv=64)
@@ -42,15 +44,15 @@ def write_rows(folder: Path, arch: str, *rows: tuple[dict[str, Any], dict[str, i
 
 
 def schedule(key_tile: int) -> dict[str, int]:
-    return Schedule(key_tile=key_tile, register_vectors=2).to_json()
+    return CpuSchedule(key_tile=key_tile, register_vectors=2).to_json()
 
 
 def test_without_rows_the_first_legal_generic_schedule_serves(folder: Path) -> None:
     found = select(DESC, V4, folder=folder)
-    assert found.schedule == Schedule(query_lanes=64, key_tile=64, register_rows=4, register_vectors=4)
+    assert found.schedule == CpuSchedule(query_lanes=64, key_tile=64, register_rows=4, register_vectors=4)
     assert found.source == "fallback.toml generic.stream_attention_fwd choice 0"
     found = select(DESC, V3, folder=folder)  # sixteen registers do not hold the first one's tile
-    assert found.schedule == Schedule(query_lanes=32, key_tile=16, register_rows=2, register_vectors=1)
+    assert found.schedule == CpuSchedule(query_lanes=32, key_tile=16, register_rows=2, register_vectors=1)
     assert found.source == "fallback.toml generic.stream_attention_fwd choice 1"
 
 
@@ -84,13 +86,13 @@ def test_the_bucket_that_says_most_serves_and_the_first_of_equals(folder: Path) 
 
 
 def test_an_illegal_row_is_refused_with_its_place_and_reason(folder: Path) -> None:
-    write_rows(folder, "x86_64_v3", ({}, Schedule(register_rows=8, register_vectors=4).to_json()))
+    write_rows(folder, "x86_64_v3", ({}, CpuSchedule(register_rows=8, register_vectors=4).to_json()))
     with pytest.raises(
         ScheduleError, match=r"x86_64_v3\.json row 0.*is not legal.*needs 37 registers; x86_64_v3 has 16"
     ):
         select(DESC, V3, folder=folder)
     write_rows(folder, "x86_64_v3", ({}, {"key_tiles": 3}))
-    with pytest.raises(ScheduleError, match=r"row 0 \{\}: Schedule has no field 'key_tiles'"):
+    with pytest.raises(ScheduleError, match=r"row 0 \{\}: CpuSchedule has no field 'key_tiles'"):
         select(DESC, V3, folder=folder)
 
 
@@ -124,7 +126,7 @@ def test_bad_files_are_named(folder: Path) -> None:
         select(DESC, V4, folder=folder)
 
 
-@pytest.mark.parametrize("target", TARGETS.values(), ids=lambda t: t.name)
+@pytest.mark.parametrize("target", CPU_TARGETS.values(), ids=lambda t: t.name)
 def test_every_template_has_a_generic_schedule_for_every_cpu_target(target: Target) -> None:
     templates = Path(__file__).parents[2] / "nsa_codegen" / "templates" / "cpu"
     kinds = [p.stem for p in sorted(templates.glob("*_[fb]wd.py"))]
@@ -135,3 +137,12 @@ def test_every_template_has_a_generic_schedule_for_every_cpu_target(target: Targ
             desc = KernelDesc.of(op, "float32", direction=direction, dk=dk, dv=dv)
             found = select(desc, target, folder=schedules_folder())
             assert ScheduleSpace.check(found.schedule, desc, target) is None
+
+
+@pytest.mark.parametrize("target", [t for t in TARGETS.values() if t.kind != "cpu"], ids=lambda t: t.name)
+@pytest.mark.parametrize("preset", ["seed", "paper"])
+def test_every_gpu_kernel_of_the_presets_has_a_generic_schedule(target: Target, preset: str) -> None:
+    requests = needed_requests(getattr(NSASpec, preset)().program(), "bfloat16", target)
+    assert {r.desc.op for r in requests} >= {"stream_attention", "gather_attention", "select_blocks", "compress"}
+    for request in requests:
+        assert ScheduleSpace.check(request.schedule, request.desc, target) is None

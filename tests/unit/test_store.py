@@ -27,9 +27,9 @@ from nsa_codegen import manifest as manifest_module
 from nsa_codegen import store as store_module
 from nsa_codegen.desc import KernelDesc
 from nsa_codegen.errors import CorruptArtifactError, KeyFormationError, StoreError
-from nsa_codegen.lowering import Argument, KernelSource
 from nsa_codegen.manifest import Binary, Manifest, RequestKey, canonical_json, emitters_digest
-from nsa_codegen.schedule import Schedule
+from nsa_codegen.schedule import CpuSchedule
+from nsa_codegen.source import Argument, KernelSource
 from nsa_codegen.store import Entry, KernelStore, default_root
 from nsa_codegen.target import TARGETS
 
@@ -39,7 +39,7 @@ FLAGS = ("-O3",)
 
 
 def make_key(dk: int = 64, *, op: str = "window_attention") -> RequestKey:
-    return RequestKey.of(KernelDesc.of(op, "float32", dk=dk, dv=64), Schedule(), GENERIC)
+    return RequestKey.of(KernelDesc.of(op, "float32", dk=dk, dv=64), CpuSchedule(), GENERIC)
 
 
 def make_source(key: RequestKey) -> KernelSource:
@@ -125,17 +125,17 @@ def test_digest_is_the_sha256_of_the_canonical_json_of_the_saved_key(store: Kern
     canonical = json.dumps(saved, sort_keys=True, separators=(",", ":"))
     assert hashlib.sha256(canonical.encode()).hexdigest() == entry.key.digest
     assert saved["desc"]["dims"] == {"dk": 64, "dv": 64}
-    assert saved["schedule"]["key_tile"] == Schedule().key_tile
+    assert saved["schedule"]["key_tile"] == CpuSchedule().key_tile
 
 
 def test_key_is_the_same_in_other_processes_and_under_other_hash_seeds() -> None:
     script = (
         "from nsa_codegen.manifest import RequestKey\n"
         "from nsa_codegen.desc import KernelDesc\n"
-        "from nsa_codegen.schedule import Schedule\n"
+        "from nsa_codegen.schedule import CpuSchedule\n"
         "from nsa_codegen.target import TARGETS\n"
         "desc = KernelDesc.of('window_attention', 'float32', dv=64, dk=64)\n"
-        "print(RequestKey.of(desc, Schedule(), TARGETS['generic']).digest)\n"
+        "print(RequestKey.of(desc, CpuSchedule(), TARGETS['generic']).digest)\n"
     )
     digests = {
         subprocess.run(
@@ -160,7 +160,7 @@ def test_every_field_of_the_key_changes_the_digest() -> None:
         "desc": canonical_json(json.loads(key.desc) | {"dtype": "bfloat16"}),
         "schedule": canonical_json(json.loads(key.schedule) | {"key_tile": 128}),
         "arch": "x86_64_v3",
-        "vector": "32x16",
+        "facts": "32x16",
         "pass_options": "{}",
         "templates": "0" * 64,
         "tilelang": "0.1.16",
@@ -171,13 +171,13 @@ def test_every_field_of_the_key_changes_the_digest() -> None:
 
 
 def test_requests_that_differ_have_different_keys() -> None:
-    desc, schedule = KernelDesc.of("window_attention", "float32", dk=64, dv=64), Schedule()
+    desc, schedule = KernelDesc.of("window_attention", "float32", dk=64, dv=64), CpuSchedule()
     requests = [
         (desc, schedule, GENERIC),
         (KernelDesc.of("window_attention", "float32", dk=64, dv=128), schedule, GENERIC),
         (KernelDesc.of("window_attention", "float16", dk=64, dv=64), schedule, GENERIC),
         (KernelDesc.of("window_attention", "float32", direction="bwd", dk=64, dv=64), schedule, GENERIC),
-        (desc, Schedule(register_rows=2), GENERIC),
+        (desc, CpuSchedule(register_rows=2), GENERIC),
         (desc, schedule, TARGETS["x86_64_v3"]),
         (desc, schedule, dataclasses.replace(GENERIC, vector_bytes=32)),
         (desc, schedule, dataclasses.replace(GENERIC, vector_registers=32)),
@@ -212,10 +212,11 @@ def test_templates_digest_covers_names_and_contents(tmp_path: Path, monkeypatch:
 
 def test_every_module_that_emits_is_in_the_key() -> None:
     """A helper that the key missed would serve a kernel of its former text."""
-    covered_by_value = {"desc", "errors", "schedule", "target"}
-    emitters = {Path(name).stem for name in manifest_module.EMITTERS}
+    covered_by_value = {"desc", "errors", "schedule", "target", "source", "nvcc"}
+    every = {name for names in manifest_module.EMITTERS.values() for name in names}
+    emitters = {Path(name).parts[0].removesuffix(".py") for name in every}
     package = ROOT / "nsa_codegen"
-    files = [p for name in manifest_module.EMITTERS for p in [package / name, *(package / name).rglob("*.py")]]
+    files = [p for name in sorted(every) for p in [package / name, *(package / name).rglob("*.py")]]
     imported = set()
     for path in (p for p in files if p.is_file()):
         home = path.relative_to(package).parent.parts
@@ -229,10 +230,10 @@ def test_every_module_that_emits_is_in_the_key() -> None:
 def test_no_key_without_the_templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest_module, "_PACKAGE", tmp_path)
     emitters_digest.cache_clear()
-    with pytest.raises(KeyFormationError, match=r"templates, which decides the emitted text, is not readable"):
+    with pytest.raises(KeyFormationError, match=r"templates/cpu, which decides the emitted text, is not readable"):
         make_key()
-    (tmp_path / "templates").mkdir()
-    with pytest.raises(KeyFormationError, match=r"templates holds no files"):
+    (tmp_path / "templates" / "cpu").mkdir(parents=True)
+    with pytest.raises(KeyFormationError, match=r"templates/cpu holds no files"):
         make_key()
     emitters_digest.cache_clear()
 
@@ -255,7 +256,7 @@ def test_no_key_from_what_json_blurs_or_refuses(value: object, message: str) -> 
 
 def test_no_key_from_a_desc_with_a_foreign_value() -> None:
     with pytest.raises(KeyFormationError, match=r"dims\.dk = 'numpy' is a Foreign"):
-        RequestKey.of(KernelDesc.of("compress", "float32", dk=Foreign("numpy")), Schedule(), GENERIC)
+        RequestKey.of(KernelDesc.of("compress", "float32", dk=Foreign("numpy")), CpuSchedule(), GENERIC)
 
 
 class Foreign(str):
@@ -265,11 +266,11 @@ class Foreign(str):
 def test_long_names_are_cut_and_odd_characters_replaced(store: KernelStore) -> None:
     dims = {f"dimension_{i}": i for i in range(40)} | {"method": "a/b c\n../é"}
     desc = KernelDesc.of("compress", "float32", **dims)
-    entry = publish(store, RequestKey.of(desc, Schedule(), GENERIC))
+    entry = publish(store, RequestKey.of(desc, CpuSchedule(), GENERIC))
     assert len(entry.folder.name) <= 128
     assert entry.folder.parent == store.root / "generic" / "compress_fwd"
     other = KernelDesc.of("compress", "float32", **(dims | {"dimension_9": 10}))
-    assert publish(store, RequestKey.of(other, Schedule(), GENERIC)).folder != entry.folder
+    assert publish(store, RequestKey.of(other, CpuSchedule(), GENERIC)).folder != entry.folder
 
 
 def test_explain_miss_names_the_fields_against_the_nearest_entry(store: KernelStore) -> None:
@@ -278,7 +279,7 @@ def test_explain_miss_names_the_fields_against_the_nearest_entry(store: KernelSt
     assert "has no kernel of window_attention_fwd" in store.explain_miss(make_key())
     near = publish(store, make_key(dk=128))
     far = RequestKey.of(
-        KernelDesc.of("window_attention", "float16", dk=32, dv=32), Schedule(key_tile=16), TARGETS["x86_64_v4"]
+        KernelDesc.of("window_attention", "float16", dk=32, dv=32), CpuSchedule(key_tile=16), TARGETS["x86_64_v4"]
     )
     publish(store, far)
     text = store.explain_miss(make_key(dk=64))

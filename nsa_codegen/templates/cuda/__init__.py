@@ -1,0 +1,1 @@
+"""Kernels of GPU targets: one file per op and direction, for every architecture."""

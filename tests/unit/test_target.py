@@ -1,0 +1,75 @@
+"""Targets: every name parses, every GPU's facts are there and agree with each other, and each has a source."""
+
+import re
+from dataclasses import fields
+
+import pytest
+
+from nsa_codegen.errors import TargetError
+from nsa_codegen.target import CPU_TARGETS, GPU_TARGETS, TARGETS, GpuTarget, parse_target, runs_here
+
+CUDA = [t for t in GPU_TARGETS.values() if t.kind == "cuda"]
+HIP = [t for t in GPU_TARGETS.values() if t.kind == "hip"]
+NAMES = {"sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_120a", "gfx942", "gfx950"}
+
+
+def test_the_targets_are_those_that_users_have():
+    assert set(GPU_TARGETS) == NAMES
+    assert set(TARGETS) == NAMES | set(CPU_TARGETS)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_name_gives_its_target(name):
+    target = parse_target(name)
+    assert target.name == name and name in str(target)
+    assert target.kind == ("cpu" if name in CPU_TARGETS else "hip" if name.startswith("gfx") else "cuda")
+
+
+@pytest.mark.parametrize(("name", "meant"), [("sm_90", "sm_90a"), ("sm90a", "sm_90a"), ("gfx9420", "gfx942")])
+def test_an_unknown_name_is_answered_with_the_nearest(name, meant):
+    with pytest.raises(TargetError, match=f"{name}.*did you mean '{meant}"):
+        parse_target(name)
+
+
+def test_no_gpu_target_is_a_processors():
+    assert not any(runs_here(t) for t in GPU_TARGETS.values())
+    assert parse_target("cpu").kind == "cpu"
+
+
+def test_a_gpu_is_no_native_target(monkeypatch):
+    monkeypatch.setenv("NSA_CODEGEN_TARGET", "sm_90a")
+    with pytest.raises(TargetError, match="NSA_CODEGEN_TARGET=sm_90a is not a CPU target"):
+        parse_target("native")
+
+
+@pytest.mark.parametrize("target", GPU_TARGETS.values(), ids=str)
+def test_facts_are_complete_and_agree(target: GpuTarget):
+    for field in fields(target):
+        assert getattr(target, field.name) not in (None, "") or field.name == "reserved_bytes"
+    assert target.block_shared_bytes + target.reserved_bytes == target.shared_bytes
+    assert target.shared_bytes % target.shared_unit == 0
+    share = target.registers // target.partitions
+    assert share % target.register_unit == 0 and target.warps % target.partitions == 0
+    assert target.thread_registers * target.warp <= share
+    assert target.product in target.rates.source or target.product in ("B200", "B300")  # those are of NVIDIA's HGX
+    assert len(target.source) > 40 and "multiprocessors:" in target.source.replace("compute units:", "multiprocessors:")
+
+
+@pytest.mark.parametrize("target", CUDA, ids=str)
+def test_the_product_is_as_fast_as_its_multiprocessors(target: GpuTarget):
+    """Operations of a multiprocessor in a clock are a power of two: an error in one of the three figures shows."""
+    if target.rates.clock_mhz is None:
+        return
+    per_clock = target.rates.matrix_tflops * 1e12 / (target.processors * target.rates.clock_mhz * 1e6)
+    allowed = {"sm_80": 2048, "sm_86": 1024, "sm_89": 1024, "sm_90a": 4096, "sm_120a": 512}
+    assert per_clock == pytest.approx(allowed[target.name], rel=0.01)
+
+
+@pytest.mark.parametrize(("target", "allowed"), list(zip(HIP, (2048, 4096), strict=True)), ids=str)
+def test_amds_product_is_as_fast_as_its_compute_units(target: GpuTarget, allowed: int):
+    per_clock = target.rates.matrix_tflops * 1e12 / (target.processors * (target.rates.clock_mhz or 0) * 1e6)
+    assert per_clock == pytest.approx(allowed, rel=0.01)
+
+
+def test_facts_that_templates_read_stay_one_word():
+    assert all(re.fullmatch(r"[\w.]+-[\w.]+-\d+", t.facts) for t in GPU_TARGETS.values())
