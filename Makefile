@@ -9,6 +9,7 @@ TORCH_VERSION ?= 2.13.0
 TORCH_SPEC ?=
 PYTEST_ARGS ?= -n 2
 DEMO_ARGS ?=
+CONFORMANCE_ARGS ?= --jobs 2
 
 # Threads that spin while they wait slow each other down tenfold where processes share cores.
 export OMP_WAIT_POLICY ?= passive
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.installed
 
-.PHONY: demo test lint format types layers generated torch-installed clean
+.PHONY: demo test lint format types layers generated conformance torch-installed clean
 
 demo: $(READY)
 	$(BIN)/nsa-codegen demo $(DEMO_ARGS)
@@ -40,12 +41,21 @@ types: $(READY)
 layers: $(READY)
 	$(BIN)/python -m pytest tests/unit/test_layers.py
 
-# The committed kernels: both presets, both directions, float32, for the widest CPU target. Binaries stay out of git.
+# The committed kernels: both presets, both directions, float32 for the widest CPU target and bfloat16 for every GPU
+# target. Binaries stay out of git. For some architectures only: make generated GPUS="sm_90a sm_120a"
+GPUS ?= sm_80 sm_86 sm_89 sm_90a sm_100a sm_103a sm_120a gfx942 gfx950
 generated: $(READY)
-	rm -rf generated
 	for preset in seed paper; do \
 		NSA_CODEGEN_HOME=generated $(BIN)/nsa-codegen build --target x86_64_v4 --preset $$preset --direction both || exit 1; \
+		for gpu in $(GPUS); do \
+			NSA_CODEGEN_HOME=generated $(BIN)/nsa-codegen build --target $$gpu --preset $$preset --dtype bfloat16 \
+				--direction both || exit 1; \
+		done; \
 	done
+
+# Every committed text lowered again; the tests alone take a sample that turns with the day.
+drift: $(READY)
+	NSA_CODEGEN_DRIFT=all $(BIN)/python -m pytest $(PYTEST_ARGS) tests/golden/test_generated.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from .desc import DTYPES
-from .errors import InputError
+from .device import device_target
+from .errors import InputError, TargetError
 from .index_sets import require_choice
 
 MAX_POSITION = 2**31 - 2**16  # positions, and sums with tile and window sizes, are 32-bit in the kernels
+HEAD_DIM_STEP = 16  # what matrix instructions of GPUs take at a time
 IMPLS = ("auto", "compiled", "reference")
 _log = logging.getLogger("nsa_codegen")
 _logged: set[str] = set()
@@ -109,8 +111,10 @@ def use_compiled(call: str, impl: str, q: Tensor) -> bool:
     if impl == "reference":
         return False
     reason = None
-    if q.device.type != "cpu":
-        reason = f"tensors on {q.device} have no kernels in this version (the CPU has)"
+    if q.device.type == "cuda":
+        reason = _lacking_on_gpu(q)
+    elif q.device.type != "cpu":
+        reason = f"tensors on {q.device} have no kernels (the CPU and CUDA devices have)"
     elif str(q.dtype).removeprefix("torch.") not in DTYPES:
         reason = f"dtype {q.dtype} has no kernels ({', '.join(DTYPES)} have)"
     if reason is None:
@@ -121,3 +125,18 @@ def use_compiled(call: str, impl: str, q: Tensor) -> bool:
         _logged.add(reason)
         _log.warning("%s runs the eager reference: %s", call, reason)
     return False
+
+
+def _lacking_on_gpu(q: Tensor) -> str | None:
+    """Return why there are no kernels for `q` on its GPU, or None."""
+    if torch.version.hip is not None:
+        return "AMD GPUs have source only"
+    if q.dtype not in (torch.float16, torch.bfloat16):
+        return f"dtype {q.dtype} has no GPU kernels (float16 and bfloat16 have)"
+    if q.shape[3] % HEAD_DIM_STEP:
+        return f"head dim {q.shape[3]} has no GPU kernels (multiples of {HEAD_DIM_STEP} have)"
+    try:
+        device_target(q.device)
+    except TargetError as error:
+        return str(error)
+    return None

@@ -120,6 +120,9 @@ class ScheduleSpace:
 MAX_SCRATCH_BYTES = 1 << 20
 MATRIX_ROWS = 16  # rows of one matrix instruction of a warp
 MATRIX_COLUMNS = 8  # and its columns
+WARP_GROUP_ROWS = 64
+LEAST_TRANSPOSED = 32  # columns of a tile that wgmma reads as it is and transposed
+MMA_ACCUMULATORS = 120  # of 255 registers; the rest goes to fragments of both operands and to addresses
 MEMBER_BITS = 32  # of the word that says which queries of a tile list a block
 
 
@@ -153,6 +156,8 @@ def _check_gpu(schedule: GpuSchedule, desc: KernelDesc, target: GpuTarget) -> st
         block = dict(desc.dims).get("block", schedule.rows)
         rows = min(schedule.rows, ceil_to(int(block), MATRIX_ROWS))
         most = rows // MATRIX_ROWS * (min(schedule.key_tile, *depths) // MATRIX_COLUMNS)
+        if target.matrix == "wgmma" and rows >= WARP_GROUP_ROWS and min(depths) < LEAST_TRANSPOSED:
+            return f"wgmma reads tiles of {min(depths)} columns either way in layouts that contradict each other"
         if warps > most:
             return f"{warps} warps have no more than {most} pieces of {MATRIX_ROWS}x{MATRIX_COLUMNS} to share"
     elif depths and schedule.rows < MATRIX_ROWS * warps:
@@ -161,12 +166,24 @@ def _check_gpu(schedule: GpuSchedule, desc: KernelDesc, target: GpuTarget) -> st
         queries = schedule.rows // min(schedule.rows, desc.size("group"))
         if queries > MEMBER_BITS:
             return f"{queries} queries of a tile are more than the {MEMBER_BITS} bits that say who lists a block"
+    if target.matrix == "mma" and desc.op in ("stream_attention", "gather_attention"):
+        held = accumulators(schedule, desc)
+        if held > MMA_ACCUMULATORS:
+            return f"a thread holds {held} accumulators and scores; beyond {MMA_ACCUMULATORS} {target.name} spills"
     if desc.op == "select_blocks" and schedule.rows < desc.size("group"):
         return f"rows = {schedule.rows} are less than the {desc.size('group')} heads whose scores are summed"
     needed = _selection_bytes(schedule, desc) if desc.op == "select_blocks" else shared_bytes(schedule, desc)
     if needed > target.block_shared_bytes:
         return f"tiles take {needed} bytes of shared memory; {target.name} has {target.block_shared_bytes} per block"
     return None
+
+
+def accumulators(schedule: GpuSchedule, desc: KernelDesc) -> int:
+    """Return the float32 registers that sums and scores of an attention kernel take of a thread."""
+    part = str(dict(desc.dims).get("part", "forward"))
+    depth = {"forward": desc.size("dv"), "queries": desc.size("dk"), "keys": desc.size("dk") + desc.size("dv")}[part]
+    scores = schedule.key_tile * (3 if part == "forward" else 5) // 2  # once or twice as float32, once in half
+    return schedule.rows * (depth + scores) // schedule.threads
 
 
 def _selection_bytes(schedule: GpuSchedule, desc: KernelDesc) -> int:
@@ -186,7 +203,7 @@ def shared_bytes(schedule: GpuSchedule, desc: KernelDesc) -> int:
         return schedule.rows * dk * element + streamed
     held = schedule.rows * (dk + dv) * element
     if part == "queries":
-        return held + streamed + schedule.rows * 4
+        return held + streamed
     logs = 2 * schedule.stages * schedule.key_tile * 4
     return held + streamed + schedule.rows * schedule.key_tile * element + logs
 

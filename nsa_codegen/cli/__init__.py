@@ -1,4 +1,4 @@
-"""`nsa-codegen`: build, inspect and verify kernels, show the environment, run the demo and the benchmarks.
+"""`nsa-codegen`: build, inspect, execute and verify kernels, show the environment, run the demo and the benchmarks.
 
 Each command imports what it needs when it runs, so that `nsa-codegen --help` is instant. What goes wrong on purpose
 (`NSAError`) is one red line on stderr and exit code 1.
@@ -11,6 +11,7 @@ from .bench import bench
 from .build import build
 from .demo import demo
 from .env import env
+from .execute import execute
 from .inspect import inspect
 from .stored import list_kernels
 from .verify import verify
@@ -19,6 +20,7 @@ __all__ = ["app"]
 
 app.command("build")(build)
 app.command("inspect")(inspect)
+app.command("execute")(execute)
 app.command("list")(list_kernels)
 app.command("verify")(verify)
 app.command("env")(env)

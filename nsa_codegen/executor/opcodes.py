@@ -235,6 +235,9 @@ def _convert(e: Encoder, s: Statement, m: Modifiers) -> Encoded:
     rows = sized(e, s.operands, *widths)
     if target in ("s8", "s16") and source[0] in "us" and e.width(s.operands[0]) > type_bits(target):
         name = f"cvt.s{e.width(s.operands[0])}.{target}"  # sign-extended into the wider register
+    read = name.rsplit(".", 1)[1]
+    if e.width(s.operands[1]) == 64 and read in ("u8", "s8", "u16", "s16", "u32", "s32"):
+        name = f"{name.removesuffix(read)}low.{read}"
     return Encoded(name=name, operands=rows, immediates=[ROUNDINGS[rounding or "rn"], flags])
 
 

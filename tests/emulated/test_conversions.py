@@ -124,3 +124,16 @@ def test_tf32_rounds_half_away(map_lanes):
         1 + 2.0**-10,
         -(1 + 2.0**-10),
     ]
+
+
+def test_a_64_bit_register_is_read_in_its_low_bits(map_lanes):
+    """nvcc narrows a division by 3 to 8 bits, in 64-bit registers."""
+    x = torch.tensor([(n * 0x9E3779B97F4A7C15 + 0x80) % 2**64 - 2**63 for n in range(32)], dtype=torch.int64)
+    for source, dtype in (("8", torch.int8), ("16", torch.int16), ("32", torch.int32)):
+        expected = x.to(dtype).long().tolist()
+        assert map_lanes(f"cvt.s64.s{source} {{d}}, {{a}}", "b64", x).tolist() == expected
+        assert map_lanes(f"cvt.s32.s{source} {{d}}, {{a}}", "b32", x).tolist() == expected
+        unsigned = [v % 2 ** int(source) for v in expected]
+        assert map_lanes(f"cvt.u64.u{source} {{d}}, {{a}}", "b64", x).tolist() == unsigned
+    assert map_lanes("cvt.s8.s64 {d}, {a}", "b32", x).tolist() == x.to(torch.int8).tolist()
+    assert map_lanes("cvt.u16.u64 {d}, {a}", "b16", x).tolist() == x.to(torch.int16).tolist()

@@ -25,7 +25,7 @@ from nsa_codegen.target import GPU_TARGETS, GpuTarget
 ROOT = Path(__file__).parents[2] / "generated"
 EXAMPLE = Path(__file__).parents[2] / "benchmarks" / "results" / "tilelang-nsa-example.json"
 CUDA = [t for t in GPU_TARGETS.values() if t.kind == "cuda"]
-DTYPE = "float16"
+DTYPE = "bfloat16"
 
 
 def shipped(preset: str, target: GpuTarget) -> dict[str, tuple[Any, Path]]:

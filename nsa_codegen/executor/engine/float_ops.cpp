@@ -194,6 +194,22 @@ CVT_FROM("s32", i32);
 CVT_FROM("u64", u64);
 CVT_FROM("s64", i64);
 
+// The same integers in the low bits of 64-bit registers.
+#define CVT_LOW_INT(to, D, from, S) UNARY("cvt." to ".low." from, D, u64, D(S(a)))
+#define CVT_LOW(from, S)             \
+  CVT_LOW_INT("u16", u16, from, S); \
+  CVT_LOW_INT("s16", i16, from, S); \
+  CVT_LOW_INT("u32", u32, from, S); \
+  CVT_LOW_INT("s32", i32, from, S); \
+  CVT_LOW_INT("u64", u64, from, S); \
+  CVT_LOW_INT("s64", i64, from, S)
+CVT_LOW("u8", u8);
+CVT_LOW("s8", i8);
+CVT_LOW("u16", u16);
+CVT_LOW("s16", i16);
+CVT_LOW("u32", u32);
+CVT_LOW("s32", i32);
+
 inline double round_integral(double v, int mode) {
   switch (mode) {
     case RN: return std::nearbyint(v);

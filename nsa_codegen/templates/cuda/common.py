@@ -213,32 +213,29 @@ def finish_softmax(rows: int, depth: int) -> Any:
     return finish
 
 
-def row_delta(tile: RowTile, group: int, depth: int) -> Any:
-    """Return the macro that sets `rest` [rows] to delta = dout . out - dlse, with dout's tile in shared memory."""
-    load_values = load_row_values(tile, group)
+DELTA_ROWS = 32  # rows of a thread block of the kernel that makes delta
+DELTA_THREADS = 128
+
+
+def row_deltas(depth: int) -> Any:
+    """Return the macro that sets `delta` [batch, tokens, heads] to dout . out - dlse, for one run of rows."""
 
     @T.macro
-    def set_delta(out, dout_tile, dlse, rest, b, h, t0, chunk, tokens):
-        products = T.alloc_fragment((tile.lanes, depth), "float32")
-        sums = T.alloc_fragment((tile.lanes,), "float32")
-        held = T.alloc_shared((tile.lanes,), "float32")  # between the layouts of this sum and of the scores
-        for i, c in T.Parallel(tile.lanes, depth):
-            products[i, c] = (
-                dout_tile[i, c]
-                * out[
-                    b,
-                    T.min(t0 + row_query(tile, i), tokens - 1),
-                    h * group + T.min(row_head(tile, i, chunk), group - 1),
-                    c,
-                ]
+    def set_deltas(out, dout, dlse, delta, first, b, tokens, heads):
+        products = T.alloc_fragment((DELTA_ROWS, depth), "float32")
+        sums = T.alloc_fragment((DELTA_ROWS,), "float32")
+        for i, c in T.Parallel(DELTA_ROWS, depth):
+            row = T.min(first + i, tokens * heads - 1)
+            products[i, c] = T.cast(dout[b, T.truncdiv(row, heads), T.truncmod(row, heads), c], "float32") * T.cast(
+                out[b, T.truncdiv(row, heads), T.truncmod(row, heads), c], "float32"
             )
         T.reduce_sum(products, sums, dim=1)
-        T.copy(sums, held)
-        load_values(dlse, rest, b, h, t0, chunk, tokens)
-        for i in T.Parallel(tile.lanes):
-            rest[i] = held[i] - rest[i]
+        for i in T.Parallel(DELTA_ROWS):
+            if first + i < tokens * heads:
+                t = T.truncdiv(first + i, heads)
+                delta[b, t, T.truncmod(first + i, heads)] = sums[i] - dlse[b, t, T.truncmod(first + i, heads)]
 
-    return set_delta
+    return set_deltas
 
 
 def log2_lse(rows: int) -> Any:

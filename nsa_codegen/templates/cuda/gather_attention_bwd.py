@@ -13,6 +13,8 @@ from ...schedule import GpuSchedule
 from ...target import GpuTarget
 from ...tiling import BlockTile, RowTile, padded
 from .common import (
+    DELTA_ROWS,
+    DELTA_THREADS,
     LOG2_E,
     is_listed,
     is_row,
@@ -20,10 +22,9 @@ from .common import (
     load_row_values,
     load_rows,
     log2_lse,
-    row_delta,
+    row_deltas,
     row_head,
     row_query,
-    store_row_values,
     store_rows,
 )
 
@@ -60,6 +61,8 @@ def queries_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
         q_start: T.int32,
         scale: T.float32,
     ):
+        with T.Kernel(T.ceildiv(tokens * kv_heads * group, DELTA_ROWS), batch, threads=DELTA_THREADS) as (x, b):
+            row_deltas(dv)(out, dout, dlse, delta, x * DELTA_ROWS, b, tokens, kv_heads * group)
         with T.Kernel(T.ceildiv(tokens, tile.queries) * tile.chunks, kv_heads, batch, threads=schedule.threads) as (
             x,
             h,
@@ -87,8 +90,7 @@ def queries_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
                 sharers[i] = members[b, h, part, i]
             load_rows(tile, group, dk)(q, q_tile, b, h, t0, chunk, tokens)
             load_rows(tile, group, dv)(dout, dout_tile, b, h, t0, chunk, tokens)
-            row_delta(tile, group, dv)(out, dout_tile, dlse, rest, b, h, t0, chunk, tokens)
-            store_row_values(tile, group)(rest, delta, b, h, t0, chunk, tokens)
+            load_row_values(tile, group)(delta, rest, b, h, t0, chunk, tokens)
             load_row_values(tile, group)(lse, logs, b, h, t0, chunk, tokens)
             log2_lse(rows)(logs)
             T.sync_threads()  # TileLang leaves it out before loops split over warps: docs/upstream.md

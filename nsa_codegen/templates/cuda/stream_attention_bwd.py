@@ -14,18 +14,19 @@ from ...schedule import GpuSchedule
 from ...target import GpuTarget
 from ...tiling import RowTile
 from .common import (
+    DELTA_ROWS,
+    DELTA_THREADS,
     LOG2_E,
     Segments,
     is_row,
     load_row_values,
     load_rows,
     log2_lse,
-    row_delta,
+    row_deltas,
     row_query,
     sees,
     sees_in_step,
     set_bounds,
-    store_row_values,
     store_rows,
 )
 
@@ -41,7 +42,6 @@ def queries_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
     visible, rows, width = desc.streamed, schedule.rows, schedule.key_tile
     tile = RowTile.of(group, rows)
     batch, tokens, keys, kv_heads = (T.dynamic(n) for n in ("batch", "tokens", "keys", "kv_heads"))
-    load_values = load_row_values(tile, group)
 
     @T.prim_func
     def stream_attention_queries(
@@ -57,6 +57,8 @@ def queries_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
         q_start: T.int32,
         scale: T.float32,
     ):
+        with T.Kernel(T.ceildiv(tokens * kv_heads * group, DELTA_ROWS), batch, threads=DELTA_THREADS) as (x, b):
+            row_deltas(dv)(out, dout, dlse, delta, x * DELTA_ROWS, b, tokens, kv_heads * group)
         with T.Kernel(T.ceildiv(tokens, tile.queries) * tile.chunks, kv_heads, batch, threads=schedule.threads) as (
             x,
             h,
@@ -81,9 +83,8 @@ def queries_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
             count = bounds[len(visible.ranges), 2]
             load_rows(tile, group, dk)(q, q_tile, b, h, t0, chunk, tokens)
             load_rows(tile, group, dv)(dout, dout_tile, b, h, t0, chunk, tokens)
-            row_delta(tile, group, dv)(out, dout_tile, dlse, rest, b, h, t0, chunk, tokens)
-            store_row_values(tile, group)(rest, delta, b, h, t0, chunk, tokens)
-            load_values(lse, logs, b, h, t0, chunk, tokens)
+            load_row_values(tile, group)(delta, rest, b, h, t0, chunk, tokens)
+            load_row_values(tile, group)(lse, logs, b, h, t0, chunk, tokens)
             log2_lse(rows)(logs)
             T.sync_threads()  # TileLang leaves it out before loops split over warps: docs/upstream.md
             T.fill(grad, 0)
