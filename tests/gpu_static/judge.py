@@ -87,7 +87,8 @@ def matrix_steps_use_tensor_cores(case: Case) -> str | None:
 def tiles_are_copied_asynchronously(case: Case) -> str | None:
     """In the main part, tiles come by asynchronous copies: plain loads are scalars, in all less than one tile.
 
-    Rows that a list names one by one are the exception: each copy may look up the entry that it follows.
+    Rows that a list names one by one are the exception: each copy looks up the entry that it follows, and so does the
+    mask of what it brings.
     """
     if case.desc.op not in MATRIX_OPS:
         return None
@@ -100,7 +101,7 @@ def tiles_are_copied_asynchronously(case: Case) -> str | None:
     dims = dict(case.desc.dims)
     if case.desc.op == "gather_attention" and dims.get("part") == "keys":
         looked_up, copies = sum(loads.values()), case.code.count("async_copy", main=True)
-        return f"{looked_up} plain loads for {copies} copies of listed rows" if looked_up > copies else None
+        return f"{looked_up} plain loads for {copies} copies of listed rows" if looked_up > 2 * copies else None
     brought = case.resources.threads * SCALAR_BYTES * sum(loads.values())
     tile = case.schedule.key_tile * min(int(dims[name]) for name in ("dk", "dv") if name in dims) * ELEMENT_BYTES
     return f"plain loads of {brought} bytes in the main part, a tile of {tile} among them" if brought >= tile else None
