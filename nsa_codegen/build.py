@@ -36,6 +36,7 @@ from .source import Argument, KernelSource
 from .store import Entry, KernelStore, building_is_forbidden
 from .target import CpuTarget, Target, processor_features, runs_here
 
+SOURCE_ONLY = "source only: no HIP compiler"
 Lower = Callable[[KernelDesc, Schedule, Target], KernelSource]
 _ARGUMENT_TYPES: dict[str, Any] = {"pointer": ctypes.c_void_p, "int32": ctypes.c_int32, "float32": ctypes.c_float}
 _POOL_DESC = KernelDesc.of(POOL_OP, "float32")
@@ -57,7 +58,8 @@ class Request:
 class Built:
     """What `build_all` did for one request.
 
-    `how` is `stored`, `compiled` (from stored text), `lowered` (and compiled) or `failed`, with the `error`.
+    `how` is `stored`, `compiled` (from stored text), `lowered` (and compiled) or `failed`, with the `error`; and for a
+    target without a compiler, `source only`.
     """
 
     request: Request
@@ -216,7 +218,8 @@ def _stored(request: Request, store: KernelStore) -> Built | None:
         return None  # met again, and reported, by the build
     if entry is None or not entry.is_built_with(flags_of(request.target)):
         return None
-    return Built(request=request, how="stored", seconds=time.perf_counter() - start, folder=entry.folder)
+    how = "stored" if entry.manifest.binary is not None else f"stored, {SOURCE_ONLY}"
+    return Built(request=request, how=how, seconds=time.perf_counter() - start, folder=entry.folder)
 
 
 def _build_one(request: Request, root: Path, lower: Lower | None) -> Built:
@@ -244,7 +247,8 @@ def _ensure(request: Request, store: KernelStore, lower: Lower | None) -> tuple[
                 f"{store.explain_miss(key)}\nUnset NSA_CODEGEN_NO_BUILD, or build it with `nsa-codegen build`"
             )
         if entry is None:
-            source, how = (lower or _default_lower())(desc, schedule, target), "lowered"
+            source = (lower or _default_lower())(desc, schedule, target)
+            how = "lowered" if flags is not None else SOURCE_ONLY
         else:
             source, how = entry.source, "compiled"
         store.publish(key, source, functools.partial(build_binary, request=(desc, schedule, target), source=source))

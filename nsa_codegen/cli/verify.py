@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,14 +23,23 @@ if TYPE_CHECKING:
 
 def verify(
     op: Annotated[list[str] | None, typer.Option(help="Check this op only; may be given more than once.")] = None,
+    target: Annotated[
+        str, typer.Option(help="cpu, or native: every conformance case on this machine's GPU, with a report.")
+    ] = "cpu",
+    report: Annotated[Path | None, typer.Option(help="File for the GPU's report; by default named after it.")] = None,
     stored_only: Annotated[bool, typer.Option("--stored-only", help="Check the store only, and run nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check every file of the store against its manifest, then each op's kernels against float64 on this machine.
 
     An output may be off by three times what eager torch in the same type is, plus 2 ulp. The exit code is 1 if
-    anything is corrupt or off.
+    anything is corrupt or off. With --target native the kernels run on the GPU; without one nothing is run, and the
+    exit code is 1.
     """
+    require_choice("verify", "target", target, ("cpu", "native"))
+    if target == "native":
+        _verify_gpu(report, as_json=as_json)
+        return
     findings = [
         {"kernel": f.folder.parent.name, "name": f.folder.name, "state": f.state, "reason": f.reason}
         for f in KernelStore().verify()
@@ -41,6 +52,25 @@ def verify(
         if checks:
             print_table("kernels against float64", checks, ("kernel", "output", "error", "eager", "allowed", "ok"))
     if any(f["state"] == "corrupt" for f in findings) or not all(c["ok"] for c in checks):
+        raise typer.Exit(1)
+
+
+def _verify_gpu(path: Path | None, *, as_json: bool) -> None:
+    from ..conformance.cases import CASES
+    from ..conformance.on_gpu import require_gpu, run_on_gpu
+
+    require_gpu()
+    with progress_bar() as progress:
+        task = progress.add_task("running on the GPU", total=len(CASES))
+        found = run_on_gpu(lambda done: progress.update(task, completed=done))
+    path = path or Path(f"conformance-{found['target']}-{found['time'][:10]}.json")
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    if as_json:
+        print_json(found)
+    else:
+        rows = [{"kernel": r["desc"], "sizes": r["sizes"], "ok": r["passed"]} for r in found["rows"]]
+        print_table(f"{found['gpu']}; report in {path}", rows, ("kernel", "sizes", "ok"))
+    if not found["passed"]:
         raise typer.Exit(1)
 
 

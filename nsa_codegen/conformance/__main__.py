@@ -10,11 +10,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
-from ..errors import NSAError
-from ..target import GPU_TARGETS
-from .cases import CASES, ORDERS, TARGETS
-from .check import check
-from .results import Row, failed_row, problems, results_json, results_page, rows_of
+from .cases import CASES, SHIPPED, TARGETS
+from .results import Row, problems, results_json, results_page
+from .run import run_case
 
 _ROOT = Path(__file__).parents[2]
 
@@ -23,6 +21,7 @@ def main() -> int:
     """Run what the arguments ask for, write the results, and return 0 if all conforms."""
     parser = argparse.ArgumentParser(prog="python -m nsa_codegen.conformance", description=__doc__)
     parser.add_argument("--target", action="append", choices=TARGETS, help="this one only; may be given more than once")
+    parser.add_argument("--op", action="append", choices=sorted({c.desc.op for c in CASES}), help="this one only, too")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--page", type=Path, default=_ROOT / "docs" / "conformance.md")
     parser.add_argument("--data", type=Path, default=_ROOT / "benchmarks" / "results" / "conformance.json")
@@ -30,14 +29,16 @@ def main() -> int:
     options = parser.parse_args()
     start = time.perf_counter()
     rows: list[tuple[tuple[str, int], list[Row]]] = []
-    tasks = [(n, target) for target in options.target or TARGETS for n in range(len(CASES))]
+    cases = (*CASES, *SHIPPED)
+    numbers = [n for n, case in enumerate(cases) if options.op is None or case.desc.op in options.op]
+    tasks = [(n, target) for target in options.target or TARGETS for n in numbers]
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn"), max_tasks_per_child=8) as pool:
         futures = {pool.submit(run_case, n, target, options.cache): (n, target) for n, target in tasks}
         for done, future in enumerate(as_completed(futures), 1):
             found, (n, target) = future.result(), futures[future]
             wrong = problems(found)
             rows.append(((target, n), found))
-            print(f"{done}/{len(tasks)} {target} {CASES[n].desc}: {'; '.join(wrong)[:300] or 'ok'}", file=sys.stderr)
+            print(f"{done}/{len(tasks)} {target} {cases[n].desc}: {'; '.join(wrong)[:300] or 'ok'}", file=sys.stderr)
     ordered = [row for _, found in sorted(rows, key=lambda item: item[0]) for row in found]
     data = results_json(ordered, seconds=time.perf_counter() - start)
     options.data.parent.mkdir(parents=True, exist_ok=True)
@@ -47,22 +48,6 @@ def main() -> int:
     wrong = problems(ordered)
     print(f"{len(ordered)} results, {len(wrong)} problems, {data['seconds']} s", file=sys.stderr)
     return 1 if wrong else 0
-
-
-def run_case(number: int, target: str, cache: Path | None) -> list[Row]:
-    """Return the rows of one case on one target, at all its sizes, each in all orders."""
-    case = CASES[number]
-    rows: list[Row] = []
-    for sizes in case.sizes:
-        try:
-            outcomes = [
-                check(case.desc, sizes, GPU_TARGETS[target], order=order, seed=seed, cache=cache)
-                for order, seed in ORDERS
-            ]
-        except NSAError as error:
-            return [*rows, failed_row(str(case.desc), case.desc.kind, target, f"{type(error).__name__}: {error}")]
-        rows += rows_of(outcomes)
-    return rows
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The cases of conformance: few kernels, each at the sizes where kernels go wrong."""
+"""The cases of conformance: few kernels, each at the sizes where kernels go wrong, and the presets' own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from ..desc import KernelDesc
 from ..index_sets import causal, complete, window
 from ..ops import Sizes
 from ..ops.compress import compress_desc
+from ..requests import needed_descs
+from ..spec import NSASpec
 
 TARGETS = ("sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a")
 ORDERS = (("forward", 0), ("reverse", 0), ("random", 1), ("random", 2), ("random", 3))
@@ -76,4 +78,11 @@ CASES: tuple[Case, ...] = (
     *_compressions("float16"),
     *_combinations("float16"),
     *_combinations("bfloat16"),
+)
+
+# The kernels whose texts are in generated/: both presets, bfloat16. They take longer to lower, and run at two sizes.
+SHIPPED: tuple[Case, ...] = tuple(
+    Case(desc=desc, sizes=(TILES, LATE))
+    for spec in (NSASpec.seed(), NSASpec.paper())
+    for desc in needed_descs(spec.program(), "bfloat16", "fwd", kind="cuda")
 )

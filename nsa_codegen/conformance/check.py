@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,18 +82,18 @@ def check(
 
     Inputs are the op's own, with an empty row and a doubled block among the lists where there are any.
     """
-    values = _inputs(desc, sizes)
+    values = inputs_of(desc, sizes)
     found: Values = {}
     failure = None
     with emulated(target, order=order, seed=seed, cache=cache) as emulation:
         try:
             with _nan_filled():
-                found = _results(desc, values, compiled=True)
+                found = results_of(desc, values, compiled=True)
         except ExecutionError as error:
             failure = str(error)
     accuracies: list[Accuracy] = []
     if failure is None:
-        accuracies = _judge(desc, found, _results(desc, values), _results(desc, _widened(values)), values)
+        accuracies = judge(desc, found, results_of(desc, values), results_of(desc, widened(values)), values)
     return Outcome(
         desc=desc, sizes=sizes, target=target, order=order, seed=seed, launches=tuple(emulation.launches),
         accuracies=tuple(accuracies), bits=_digest(found), failure=failure,
@@ -140,7 +140,8 @@ def forward_of(desc: KernelDesc) -> KernelDesc:
     raise SpecError(f"no forward kernel is known whose backward runs {desc}")
 
 
-def _inputs(desc: KernelDesc, sizes: Sizes) -> Values:
+def inputs_of(desc: KernelDesc, sizes: Sizes) -> Values:
+    """Return the inputs of a check by name: the op's own, with an empty row and a doubled block among lists."""
     values = OPS[desc.op].make_inputs(desc, sizes, torch.Generator().manual_seed(sizes.tokens))
     lists = values.get("block_indices")
     if lists is not None and lists.numel():
@@ -149,7 +150,7 @@ def _inputs(desc: KernelDesc, sizes: Sizes) -> Values:
     return values
 
 
-def _results(desc: KernelDesc, values: Values, *, compiled: bool = False) -> Values:
+def results_of(desc: KernelDesc, values: Values, *, compiled: bool = False) -> Values:
     """Return outputs and gradients by name, for gradients of the outputs that depend on their shapes alone."""
     op = OPS[desc.op]
     leaves = {name: x.detach().clone().requires_grad_() for name, x in _floating(values) if has_backward(desc)}
@@ -189,15 +190,17 @@ def _with_leaves(values: Values, leaves: dict[str, Tensor]) -> Values:
     return given
 
 
-def _widened(value: Any) -> Any:
+def widened(value: Any) -> Any:
+    """Return `value` with every floating tensor in it as float64."""
     if isinstance(value, dict):
-        return {name: _widened(v) for name, v in value.items()}
+        return {name: widened(v) for name, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_widened(v) for v in value]
+        return [widened(v) for v in value]
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def _judge(desc: KernelDesc, got: Values, eager: Values, exact: Values, values: Values) -> list[Accuracy]:
+def judge(desc: KernelDesc, got: Values, eager: Values, exact: Values, values: Values) -> list[Accuracy]:
+    """Return the accuracy of every output and gradient; the results are `results_of`'s for the inputs `values`."""
     if desc.op == "select_blocks":
         return [_selection(desc, got["indices"], exact["indices"], values)]
     outputs = OPS[desc.op].outputs
@@ -284,8 +287,3 @@ def _nan_filled() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-
-
-def instructions(launches: Iterable[Executed]) -> int:
-    """Return the warp instructions that launches executed."""
-    return sum(x.report.instructions for x in launches)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..nvcc import find_nvcc
 from ..source import TILELANG_VERSION
-from .cases import CASES, ORDERS, TARGETS
+from .cases import CASES, ORDERS, SHIPPED, TARGETS
 from .check import Outcome
 
 FORMAT = 1
@@ -90,7 +90,7 @@ def results_page(data: dict[str, Any]) -> str:
         cells = [_cell([r for r in rows if (r["kernel"], r["target"]) == (kernel, t)]) for t in targets]
         table.append(f"| `{kernel}` | {' | '.join(cells)} |")
     cases = []
-    for case in CASES:
+    for case in (*CASES, *SHIPPED):
         sizes = "; ".join(f"{s.batch}, {s.tokens}, {s.keys}, {s.kv_heads}, {s.q_start}" for s in case.sizes)
         cases.append(f"| `{case.desc}` | {sizes} |")
     return _PAGE.format(
@@ -125,7 +125,7 @@ that ran:
 How tensor cores round their sums, and what approximate functions give in their last bits, is not modelled and not
 claimed.
 
-TileLang {tilelang}, {nvcc}; orders: {orders}. {checks} checks, {launches} launches, {millions:.0f} million warp
+TileLang {tilelang}, nvcc {nvcc}; orders: {orders}. {checks} checks, {launches} launches, {millions:.0f} million warp
 instructions; all of it in [conformance.json](../benchmarks/results/conformance.json).
 
 ## Results
@@ -145,8 +145,9 @@ bound.
 |---|---|
 {cases}
 
-Lists of blocks hold -1, blocks twice, blocks after the query, and one query has none. Of compressed keys the first
-queries see none. A backward runs on the results of its forward.
+Those from the seed preset's on are the kernels whose texts are in `generated/`. Lists of blocks hold -1, blocks twice,
+blocks after the query, and one query has none. Of compressed keys the first queries see none. A backward runs on the
+results of its forward.
 """
 
 

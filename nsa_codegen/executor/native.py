@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import hashlib
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import platformdirs
 
-from ..compiler import find_compiler
+from ..compiler import Compiler, find_compiler
 from ..errors import CompilerError
 from ..target import processor_name
 
@@ -92,14 +93,19 @@ def _build(folder: Path) -> Path:
     for path in sorted(_SOURCES.iterdir()):
         key.update(path.read_bytes())
     out = folder / f"engine-{key.hexdigest()[:16]}.so"
-    if out.exists():
-        return out
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as work:
+    with out.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of processes that need it one compiles it
+        if not out.exists():
+            _compile(compiler, sources, out)
+    return out
+
+
+def _compile(compiler: Compiler, sources: list[Path], out: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=out.parent) as work:
         made = Path(work) / out.name
         command = (*compiler.command, *_FLAGS, *map(str, sources), "-o", str(made))
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         if done.returncode:
             raise CompilerError(f"the executor's engine does not compile: {' '.join(command)}\n{done.stderr[-3000:]}")
         made.replace(out)
-    return out

@@ -16,7 +16,7 @@ SIZES = Sizes(batch=1, tokens=37, keys=400, kv_heads=1, q_start=363)  # several 
 ORDERS = (("forward", 0), ("random", 1), ("reverse", 0))
 
 
-@pytest.mark.parametrize("arch, most_redundant", [("sm_80", 2), ("sm_90a", 8)])
+@pytest.mark.parametrize("arch, most_redundant", [("sm_80", 10), ("sm_90a", 15)])
 def test_damage_to_gather_attention_is_noticed(cache, arch, most_redundant):
     """A mutant is redundant if nothing is found in any order, and the outputs are bit for bit the original's."""
     target = GPU_TARGETS[arch]
@@ -57,5 +57,9 @@ def test_damage_to_gather_attention_is_noticed(cache, arch, most_redundant):
     effective = len(found["caught"]) + len(found["missed"])
     assert effective >= 35
     assert len(found["caught"]) >= 0.95 * effective, [(m.line, m.what) for m in found["missed"]]
+    # What changes nothing, read in the emitted texts. sm_80: the barriers that TileLang puts between the copies of two
+    # blocks of a tile, which touch different places, 7 before the loop and 3 in it. sm_90a: one of two barriers at the
+    # start; the producers' barrier before each of 8 copies, which one thread makes; and the producers' waits for the
+    # second to fourth block of a tile, 3 of keys and 3 of values, which the consumers release with the first.
     untouched = [m for m in found["redundant"] if m.family in ("synchronisation", "wait")]
     assert len(untouched) <= most_redundant, [(m.line, m.what) for m in untouched]

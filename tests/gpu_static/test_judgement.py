@@ -7,6 +7,7 @@ against TileLang's own example, whose figures `benchmarks/tilelang_example.py` w
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from nsa_codegen.target import GPU_TARGETS, GpuTarget
 
 ROOT = Path(__file__).parents[2] / "generated"
 EXAMPLE = Path(__file__).parents[2] / "benchmarks" / "results" / "tilelang-nsa-example.json"
-CUDA = [t for t in GPU_TARGETS.values() if t.kind == "cuda"]
+GPUS = re.findall(r"^GPUS \?= (.*)$", (ROOT.parent / "Makefile").read_text(), re.MULTILINE)[0].split()
+CUDA = [t for t in GPU_TARGETS.values() if t.name in GPUS and t.kind == "cuda"]
 DTYPE = "bfloat16"
 
 

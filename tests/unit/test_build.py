@@ -31,7 +31,7 @@ from nsa_codegen.errors import (
     LoweringError,
     TargetError,
 )
-from nsa_codegen.schedule import CpuSchedule, Schedule
+from nsa_codegen.schedule import CpuSchedule, GpuSchedule, Schedule
 from nsa_codegen.source import Argument, KernelSource
 from nsa_codegen.store import KernelStore
 from nsa_codegen.target import CPU_TARGETS, TARGETS, CpuTarget, Target, native_target, runs_here
@@ -450,3 +450,15 @@ print(y[0])
         assert float(value) == 5.0
         seconds.append(float(took))
     assert min(seconds) < 0.05
+
+
+def test_a_target_without_a_compiler_is_stored_as_source_only(store: KernelStore) -> None:
+    text = KernelSource(text="// a kernel", entry="scale", arguments=(Argument(name="x", kind="tensor"),))
+    request = Request(desc=DESC, schedule=GpuSchedule(), target=TARGETS["gfx942"])
+    (made,) = build_all([request], store=store, jobs=1, lower=lambda *_: text)
+    assert made.how == "source only: no HIP compiler" and made.error is None
+    (entry,) = store.entries()
+    assert entry.library is None and (entry.folder / "kernel.hip").read_text() == "// a kernel"
+    assert [(f.state, f.reason) for f in store.verify()] == [("good", "source only")]
+    (again,) = build_all([request], store=store, jobs=1, lower=lambda *_: pytest.fail("it is stored"))
+    assert again.how == "stored, source only: no HIP compiler"

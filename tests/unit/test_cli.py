@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from nsa_codegen.cli import app
@@ -225,3 +226,8 @@ def test_demo_says_what_to_install_without_safetensors(store, monkeypatch):
         importlib.util, "find_spec", lambda name, *a: None if name == "safetensors" else found(name, *a)
     )
     assert "pip install 'nsa_codegen[train]'" in failure("demo")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which it would run on")
+def test_verify_on_a_gpu_that_is_not_there_says_that_nothing_was_run():
+    assert "there is no GPU here: nothing was run on one" in failure("verify", "--target", "native")
