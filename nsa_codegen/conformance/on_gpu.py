@@ -24,8 +24,8 @@ def require_gpu() -> torch.device:
     """Return the current CUDA device; raises `TargetError` if there is none or its architecture is none of ours."""
     if not torch.cuda.is_available():
         raise TargetError(
-            "there is no GPU here: nothing was run on one. `nsa-codegen execute` runs GPU kernels on the CPU, and "
-            "docs/conformance.md has the results of all of them there"
+            "there is no GPU here: nothing was run on one. `nsa-codegen execute` runs a GPU kernel on the CPU, and "
+            "`make conformance` all of them"
         )
     device = torch.device("cuda", torch.cuda.current_device())
     device_target(device)
