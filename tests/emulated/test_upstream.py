@@ -66,7 +66,7 @@ def chained_products():
 
 
 def test_the_epilogue_of_a_loop_of_two_copies_has_an_extent_that_nobody_simplifies(cache):
-    """sm_80: its extent is `steps + 1 - steps`; the wait counts of a loop that is not unrolled can't be printed."""
+    """sm_80: it is such as `n + 2 - n`; the wait counts of a loop that is not unrolled can't be printed."""
     with pytest.raises(Exception, match=r"Downcast from tirx\.Sub to ir\.IntImm failed"):
         lower(chained_products(), "sm_80")
     with corrected_pipelines():
