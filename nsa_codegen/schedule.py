@@ -145,6 +145,8 @@ def _check_gpu(schedule: GpuSchedule, desc: KernelDesc, target: GpuTarget) -> st
         return f"threads = {schedule.threads} is not a multiple of the {target.warp} threads of a warp of {target.name}"
     if schedule.rows % MATRIX_ROWS or schedule.key_tile % MATRIX_ROWS:
         return f"rows and key_tile must be multiples of the {MATRIX_ROWS} rows of a matrix instruction"
+    if desc.dtype == "float32":
+        return "float32 has no GPU kernels; float16 and bfloat16 have"
     if desc.op in ("combine", "compress"):
         return None
     depths = [v for k, v in desc.dims if k in ("dk", "dv") and isinstance(v, int)]

@@ -13,7 +13,7 @@ from ..spec import NSASpec
 from ..store import default_root
 from ..target import parse_target
 from .app import AsJson, print_error, print_json, print_table, progress_bar
-from .options import Dtype, TargetName, takes_spec
+from .options import Dtype, TargetName, default_dtype, takes_spec
 
 
 @takes_spec
@@ -21,7 +21,7 @@ def build(
     *,
     spec: NSASpec,
     target: TargetName = "cpu",
-    dtype: Dtype = "float32",
+    dtype: Dtype = None,
     direction: Annotated[str, typer.Option(help="Kernels to build: fwd, bwd or both.")] = "both",
     jobs: Annotated[int | None, typer.Option(min=1, help="Kernels built at a time; one per core by default.")] = None,
     as_json: AsJson = False,
@@ -34,7 +34,9 @@ def build(
     from ..requests import DIRECTIONS, needed_requests
 
     require_choice("build", "direction", direction, DIRECTIONS)
-    outcomes = build_with_progress(needed_requests(spec.program(), dtype, parse_target(target), direction), jobs=jobs)
+    asked = parse_target(target)
+    requests = needed_requests(spec.program(), dtype or default_dtype(asked), asked, direction)
+    outcomes = build_with_progress(requests, jobs=jobs)
     rows = [_row(o) for o in outcomes]
     if as_json:
         print_json(rows)

@@ -11,7 +11,7 @@ import typer
 
 from ..errors import InputError
 from ..spec import NSASpec
-from ..target import Target, parse_target
+from ..target import parse_target
 from .app import AsJson, console, print_json, progress_bar
 from .figures import (
     Measured,
@@ -21,7 +21,7 @@ from .figures import (
     print_resource_difference,
     print_resources,
 )
-from .options import TargetName, takes_spec
+from .options import Dtype, TargetName, default_dtype, takes_spec
 from .shown import Shown, find_kernels, other_kernel
 from .stages import FIGURES, LANGUAGES, STAGES, kernel_resources, require_stage, stage_text
 
@@ -45,9 +45,7 @@ def inspect(
     spec: NSASpec,
     stage: Annotated[str | None, typer.Option(help=f"{_STAGE_HELP}. The emitted text by default.")] = None,
     target: TargetName = "cpu",
-    dtype: Annotated[
-        str | None, typer.Option(help="Type of the tensors; float32 for a CPU, float16 for a GPU by default.")
-    ] = None,
+    dtype: Dtype = None,
     diff: Annotated[
         str | None,
         typer.Option(help="Compare with another target, or with changed fields of the schedule: rows=128,stages=3."),
@@ -59,7 +57,7 @@ def inspect(
     Text is coloured in a terminal and plain in a pipe. An op of which the attention takes several kernels shows all.
     """
     program, asked = spec.program(), parse_target(target)
-    kernels = find_kernels(kernel, program, dtype or _default_dtype(asked), asked)
+    kernels = find_kernels(kernel, program, dtype or default_dtype(asked), asked)
     stage = require_stage(stage, kernels[0].target)
     pairs: list[Pair] = [(k, None if diff is None else other_kernel(k, diff)) for k in kernels]
     for _, other in pairs:
@@ -73,10 +71,6 @@ def inspect(
         _show_texts(stage, pairs if as_json else pairs[:1], program, as_json)
     else:
         _show_texts(stage, pairs, program, as_json)
-
-
-def _default_dtype(target: Target) -> str:
-    return "float32" if target.kind == "cpu" else "float16"
 
 
 def _show_texts(stage: str, pairs: list[Pair], program: Program, as_json: bool) -> None:

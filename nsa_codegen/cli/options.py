@@ -12,6 +12,7 @@ import typer
 from ..desc import DTYPES
 from ..index_sets import require_choice
 from ..spec import OPTIONS, NSASpec
+from ..target import Target
 
 PRESETS = ("seed", "paper")
 SPEC_HELP = {
@@ -34,8 +35,16 @@ SPEC_HELP = {
     "pool_queries": (bool, "Whether the compressed path pools its queries too."),
     "compression_ratio": (int, "Sets compression_kernel and compression_stride together."),
 }
-Dtype = Annotated[str, typer.Option(help=f"Type of the tensors: {', '.join(DTYPES)}.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help=f"Type of the tensors: {', '.join(DTYPES)}; by default float32, and bfloat16 on a GPU."),
+]
 TargetName = Annotated[str, typer.Option(help="Architecture; cpu is this machine's.")]
+
+
+def default_dtype(target: Target) -> str:
+    """Return the dtype of kernels for `target` where none is asked for."""
+    return "float32" if target.kind == "cpu" else "bfloat16"
 
 
 def takes_spec(command: Callable[..., None]) -> Callable[..., None]:

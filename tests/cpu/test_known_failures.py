@@ -27,7 +27,7 @@ from nsa_codegen.program import Path as AttentionPath
 from nsa_codegen.program import Program
 from nsa_codegen.selection import select
 from nsa_codegen.spec import NSASpec
-from nsa_codegen.target import TARGETS
+from nsa_codegen.target import CPU_TARGETS
 from nsa_codegen.tiling import RowTile
 
 SPEC, DTYPE = SPECS["g4-f32"]
@@ -169,11 +169,11 @@ def test_kf10_sequences_shorter_than_every_block(name: str, tokens: int) -> None
     assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(out.sum(), leaves))
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", CPU_TARGETS)
 def test_kf11_every_processor_has_its_text_from_any_machine(target: str) -> None:
     """Elsewhere there is one GPU generation, and no CPU at all."""
     desc = KernelDesc.of("stream_attention", "float32", visible=causal(), group=2, dk=16, dv=16)
-    source = lower(desc, select(desc, TARGETS[target]).schedule, TARGETS[target])
+    source = lower(desc, select(desc, CPU_TARGETS[target]).schedule, CPU_TARGETS[target])
     assert source.entry in source.text
     assert f"target {target}" in source.text
 

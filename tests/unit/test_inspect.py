@@ -94,9 +94,9 @@ def test_without_a_stage_the_emitted_text_is_shown():
 
 
 def test_tensors_on_a_gpu_have_16_bits_by_default():
-    assert "combine_fwd(float16," in run(*KERNEL, "--target", "sm_80", "--stage", "schedule").stdout
+    assert "combine_fwd(bfloat16," in run(*KERNEL, "--target", "sm_80", "--stage", "schedule").stdout
     assert "combine_fwd(float32," in run(*KERNEL, "--stage", "schedule").stdout
-    assert "combine_fwd(bfloat16," in run(*KERNEL, "--target", "sm_80", "--dtype", "bfloat16").stdout
+    assert "combine_fwd(float16," in run(*KERNEL, "--target", "sm_80", "--dtype", "float16").stdout
 
 
 @pytest.mark.parametrize(
