@@ -77,15 +77,14 @@ def _gather_backward(
     scale: float,
 ) -> tuple[Tensor, ...]:
     q, k, v, out, lse, dout, dlse = (x.contiguous() for x in (q, k, v, out, lse, dout, dlse))
-    lists = block_indices.clamp(-1, ceil_div(k.shape[1], block)).to(torch.int32).contiguous()
-    n = block_indices.shape[3]
-    group = q.shape[2] // k.shape[2]
+    n, group = block_indices.shape[3], q.shape[2] // k.shape[2]
     desc = gather_desc(dtype_name(q), group, q.shape[3], v.shape[3], block, n, causal, "packed")
     by_queries, by_keys = _backward_descs(desc)
     if dispatch.gpu_of(q) is not None:
         given = {"q": q, "k": k, "v": v, "lse": lse, "dout": dout, "q_start": q_start, "scale": scale}
-        grad_q, delta = run(by_queries, **given, out=out, dlse=dlse, block_indices=lists)
-        return grad_q, *run(by_keys, **given, delta=delta, block_indices=lists)
+        grad_q, delta = run(by_queries, **given, out=out, dlse=dlse, block_indices=block_indices)
+        return grad_q, *run(by_keys, **given, delta=delta, block_indices=block_indices)
+    lists = block_indices.to(torch.int32).contiguous()
     packed = {name: run(d, x=v if name.startswith("v") else k)[0] for name, d in backward_pack_descs(desc).items()}
     shared = {"q": q, "k": k, "v": v, "lse": lse, "dout": dout, "q_start": q_start, "scale": scale}
     grad_q, delta = run(by_queries, **shared, **packed, out=out, dlse=dlse, block_indices=lists)

@@ -80,16 +80,18 @@ def _run_gpu(desc: KernelDesc, target: GpuTarget, lead: Tensor, **arguments: Any
     found, schedule = gpu_kernel(desc, target, executed=not lead.is_cuda)
     prepare = OPS[desc.op].prepare_gpu
     assert prepare is not None and isinstance(schedule, GpuSchedule)
-    launch = prepare(desc, schedule, **arguments)
+    launch = prepare(desc, schedule, **{name: _aligned(value) for name, value in arguments.items()})
     if launch.tasks:
         with torch.cuda.device(lead.device) if lead.is_cuda else contextlib.nullcontext():
-            found.launch({name: _aligned(v) if isinstance(v, Tensor) else v for name, v in launch.values.items()})
+            found.launch(launch.values)
     return launch.outputs
 
 
-def _aligned(x: Tensor) -> Tensor:
-    """Return `x`, or a copy if its first element is not where vector loads and tensor maps need it."""
-    return x.clone() if x.data_ptr() % ALIGNMENT else x
+def _aligned(value: Any) -> Any:
+    """Return an argument, or a copy of what does not begin where vector loads and tensor maps need it."""
+    if isinstance(value, list):
+        return [_aligned(x) for x in value]
+    return value.clone() if isinstance(value, Tensor) and value.data_ptr() % ALIGNMENT else value
 
 
 def _run_cpu(desc: KernelDesc, **arguments: Any) -> tuple[Tensor, ...]:
@@ -227,16 +229,17 @@ def _gather_attention(
     gpu = gpu_of(q) is not None
     if not gpu or DEBUG:  # on a GPU a check would wait for it; there an index out of range adds nothing
         require_block_range(block_indices, blocks)  # before the conversion, which would cut a 64-bit index
-    block_indices = block_indices.clamp(-1, blocks).to(torch.int32).contiguous()
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     source = "packed" if not gpu and pays_to_pack(q.shape[1], n, blocks) else "plain"
     desc = gather_desc(dtype_name(q), q.shape[2] // k.shape[2], q.shape[3], v.shape[3], block, n, causal, source)
+    if gpu:  # lists of any integer type: what the kernel reads is made of them
+        return run(desc, q=q, k=k, v=v, block_indices=block_indices, q_start=q_start, scale=scale)
+    block_indices = block_indices.to(torch.int32).contiguous()
     packed = None
     if source == "packed":
         by_keys, by_values = pack_descs(desc)
         packed = (run(by_keys, x=k)[0], run(by_values, x=v)[0])
-    given = {} if gpu else {"packed": packed}
-    return run(desc, q=q, k=k, v=v, block_indices=block_indices, q_start=q_start, scale=scale, **given)
+    return run(desc, q=q, k=k, v=v, block_indices=block_indices, q_start=q_start, scale=scale, packed=packed)
 
 
 @fake_op("gather_attention")

@@ -13,7 +13,7 @@ from ..schedule import CpuSchedule, GpuSchedule
 from ..tiling import QUERIES_PER_TASK, BlockTile, RowTile, ceil_div
 from .base import Launch, OpDef, Sizes, Values, Work, backward_part, draw, element_bytes
 from .pack_blocks import run_reference as pack
-from .stream_attention import empty_attention, empty_query_gradients
+from .stream_attention import attention_launch
 
 
 def make_inputs(desc: KernelDesc, sizes: Sizes, generator: torch.Generator) -> Values:
@@ -231,16 +231,7 @@ def prepare_gpu(
             block_indices, block=block, blocks=blocks, q_start=q_start, causal=causal, lookahead=LOOKAHEAD
         )
         values.update(starts=starts.to(torch.int32), listing=listing)
-    if desc.direction == "fwd":
-        outputs = empty_attention(q, v)
-        values.update(zip(("out", "lse"), outputs, strict=True))
-    elif desc.word("part") == "queries":
-        outputs = empty_query_gradients(q, k)
-        values.update(zip(("dq", "delta"), outputs, strict=True))
-    else:
-        outputs = (torch.empty_like(k), torch.empty_like(v))
-        values.update(zip(("grad_k", "grad_v"), outputs, strict=True))
-    return Launch(tasks=min(q.numel(), k.numel()), values=values, outputs=outputs)
+    return attention_launch(desc, values, q=q, k=k, v=v)
 
 
 def work(desc: KernelDesc, sizes: Sizes) -> Work:

@@ -100,16 +100,20 @@ def prepare_backward(
 
 def prepare_gpu(desc: KernelDesc, schedule: GpuSchedule, *, q: Tensor, k: Tensor, v: Tensor, **rest: Any) -> Launch:
     """Return the launch of the forward or of one part of the backward; without keys nothing is left to compute."""
-    values: Values = {"q": q, "k": k, "v": v, **rest}
+    return attention_launch(desc, {"q": q, "k": k, "v": v, **rest}, q=q, k=k, v=v)
+
+
+def attention_launch(desc: KernelDesc, values: Values, *, q: Tensor, k: Tensor, v: Tensor) -> Launch:
+    """Return the launch on a GPU of any attention, or of one part of its backward: `values` and its outputs."""
     if desc.direction == "fwd":
         outputs = empty_attention(q, v)
-        values.update(zip(("out", "lse"), outputs, strict=True))
+        values |= dict(zip(("out", "lse"), outputs, strict=True))
     elif desc.word("part") == "queries":
         outputs = empty_query_gradients(q, k)
-        values.update(zip(("dq", "delta"), outputs, strict=True))
+        values |= dict(zip(("dq", "delta"), outputs, strict=True))
     else:
         outputs = (torch.empty_like(k), torch.empty_like(v))
-        values.update(zip(("grad_k", "grad_v"), outputs, strict=True))
+        values |= dict(zip(("grad_k", "grad_v"), outputs, strict=True))
     return Launch(tasks=min(q.numel(), k.numel()), values=values, outputs=outputs)
 
 
