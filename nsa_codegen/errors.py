@@ -61,6 +61,14 @@ class MissingPackageError(NSAError, ImportError):
     """A package of an optional extra is not installed."""
 
 
+class TuningError(NSAError):
+    """A search that can't begin or go on: a run that exists already, one that does not, or another one's study."""
+
+
+class TuningLogError(TuningError):
+    """A line or the meta of a tuning log that is not as written, of another format, or of another machine."""
+
+
 class DemoError(NSAError):
     """The demo could not do its job: no text, or a reloaded model that computes something else."""
 

@@ -32,7 +32,7 @@ def main() -> int:
     cases = (*CASES, *SHIPPED)
     numbers = [n for n, case in enumerate(cases) if options.op is None or case.desc.op in options.op]
     tasks = [(n, target) for target in options.target or TARGETS for n in numbers]
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn"), max_tasks_per_child=8) as pool:
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         futures = {pool.submit(run_case, n, target, options.cache): (n, target) for n, target in tasks}
         for done, future in enumerate(as_completed(futures), 1):
             found, (n, target) = future.result(), futures[future]
