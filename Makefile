@@ -43,7 +43,7 @@ layers: $(READY)
 
 # The committed kernels: both presets, both directions, float32 for the widest CPU target and bfloat16 for the GPU
 # targets named here. Binaries stay out of git. For some architectures only: make generated GPUS="sm_90a sm_120a"
-GPUS ?= sm_80 sm_86 sm_89 sm_90a sm_100a sm_103a sm_120a
+GPUS ?= sm_80 sm_86 sm_89 sm_90a sm_100a sm_103a sm_120a gfx942 gfx950
 generated: $(READY)
 	for preset in seed paper; do \
 		NSA_CODEGEN_HOME=generated $(BIN)/nsa-codegen build --target x86_64_v4 --preset $$preset --direction both || exit 1; \

@@ -58,11 +58,22 @@ class GpuArtifact:
     """A loaded kernel of a GPU: `function` checks its arguments and launches on the current stream of their device."""
 
     entry: Entry
+    target: GpuTarget
     function: Any
 
     def launch(self, values: Mapping[str, Any]) -> None:
-        """Launch with the entry's arguments taken from `values`; waits for nothing."""
-        self.function(*(values[a.name] for a in self.entry.manifest.arguments))
+        """Launch with the entry's arguments taken from `values`; waits for nothing.
+
+        Raises `TargetError`, before anything is launched, if their device has another architecture.
+        """
+        arguments = [values[a.name] for a in self.entry.manifest.arguments]
+        device = next(x.device for x in arguments if isinstance(x, torch.Tensor))
+        if device_target(device) is not self.target:
+            raise TargetError(
+                f"{self.entry.manifest.entry} is built for {self.target.name}, and {device} is an "
+                f"{device_target(device).name}; build it with --target {device_target(device).name}"
+            )
+        self.function(*arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +97,9 @@ class ExecutedKernel:
 
 
 def device_target(device: torch.device) -> GpuTarget:
-    """Return the target of a CUDA device; raises `TargetError` if its architecture is none of ours."""
+    """Return the target of a CUDA device; raises `TargetError` if it is none, or of no architecture of ours."""
+    if device.type != "cuda":
+        raise TargetError(f"{device} is no GPU; move the tensors to a CUDA device")
     return _target_of(torch.cuda.current_device() if device.index is None else device.index)
 
 
@@ -140,7 +153,7 @@ def load_artifact(desc: KernelDesc, schedule: Schedule, target: GpuTarget) -> Gp
 
     try:
         module = tvm_ffi.load_module(str(entry.library))
-        return GpuArtifact(entry=entry, function=module[entry.manifest.entry])
+        return GpuArtifact(entry=entry, target=target, function=module[entry.manifest.entry])
     except (RuntimeError, AttributeError, OSError) as error:
         raise CorruptArtifactError(
             f"{entry.library} is the file that was built, but can't be loaded here: {error}; remove {entry.folder} and "

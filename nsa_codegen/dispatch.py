@@ -24,7 +24,7 @@ from .errors import InputError
 from .index_sets import RangeSet, TopK
 from .ops import OPS, pack_descs, select_desc
 from .ops.compress import compress_desc
-from .schedule import GpuSchedule, Schedule
+from .schedule import GpuSchedule, Schedule, has_few, lanes_of_one_query, narrowed
 from .selection import select
 from .target import GpuTarget, native_target
 from .tiling import ceil_div
@@ -39,21 +39,30 @@ LIBRARY: Any = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untype
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """A loaded kernel, the schedule it was made with, and the names of its arguments in order."""
+    """A loaded kernel of a desc, the schedule it was made with, and the names of its arguments in order."""
 
+    desc: KernelDesc
     artifact: Artifact
     schedule: Schedule
     names: tuple[str, ...]
 
 
 @functools.cache
-def kernel(desc: KernelDesc) -> Kernel:
-    """Return the kernel of `desc` for this machine, building it if the store has none."""
+def kernel(desc: KernelDesc, *, few: bool = False) -> Kernel:
+    """Return the kernel of `desc` for this machine, building it if the store has none; `few`: that for few queries."""
     target = native_target()
     schedule = select(desc, target).schedule
+    if few:
+        schedule = narrowed(schedule, desc, target)
     artifact = Artifact.load(desc, schedule, target)
     names = tuple(a.name for a in artifact.entry.manifest.arguments)
-    return Kernel(artifact=artifact, schedule=schedule, names=names)
+    return Kernel(desc=desc, artifact=artifact, schedule=schedule, names=names)
+
+
+@functools.cache
+def few_queries(group: int) -> int:
+    """Return how many queries of a batch row are few: their heads fill no more lanes than those of one do."""
+    return lanes_of_one_query(group, native_target()) // group
 
 
 @functools.cache
@@ -73,7 +82,10 @@ def run(desc: KernelDesc, **arguments: Any) -> tuple[Tensor, ...]:
     """Run the kernel of `desc` on contiguous tensors and return its outputs."""
     lead: Tensor = arguments["outs"][0] if "outs" in arguments else arguments["x" if "x" in arguments else "q"]
     gpu = gpu_of(lead)
-    return _run_cpu(desc, **arguments) if gpu is None else _run_gpu(desc, gpu, lead, **arguments)
+    if gpu is not None:
+        return _run_gpu(desc, gpu, lead, **arguments)
+    few = has_few(desc) and lead.shape[1] <= few_queries(desc.size("group"))
+    return launch(kernel(desc, few=few), **arguments)
 
 
 def _run_gpu(desc: KernelDesc, target: GpuTarget, lead: Tensor, **arguments: Any) -> tuple[Tensor, ...]:
@@ -94,19 +106,19 @@ def _aligned(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) and value.data_ptr() % ALIGNMENT else value
 
 
-def _run_cpu(desc: KernelDesc, **arguments: Any) -> tuple[Tensor, ...]:
-    found, threads = kernel(desc), torch.get_num_threads()
-    op = OPS[desc.op]
-    prepare = op.prepare if desc.direction == "fwd" else op.prepare_backward
+def launch(found: Kernel, **arguments: Any) -> tuple[Tensor, ...]:
+    """Run a kernel of the CPU on contiguous tensors and return its outputs; `into` names where to write them."""
+    op, threads = OPS[found.desc.op], torch.get_num_threads()
+    prepare = op.prepare if found.desc.direction == "fwd" else op.prepare_backward
     assert prepare is not None
-    launch = prepare(desc, found.schedule, threads, **arguments)
-    if launch.tasks > MAX_TASKS:
-        raise InputError(f"{desc.op}: {launch.tasks} tasks are more than the {MAX_TASKS} of one call; split the batch")
-    if launch.tasks:
-        values = [launch.values[name] for name in found.names]
+    made = prepare(found.desc, found.schedule, threads, **arguments)
+    if made.tasks > MAX_TASKS:
+        raise InputError(f"{op.name}: {made.tasks} tasks are more than the {MAX_TASKS} of one call; split the batch")
+    if made.tasks:
+        values = [made.values[name] for name in found.names]
         addresses = [v.data_ptr() if isinstance(v, Tensor) else v for v in values]
-        found.artifact.launch(launch.tasks, *addresses, threads=threads)
-    return launch.outputs
+        found.artifact.launch(made.tasks, *addresses, threads=threads)
+    return made.outputs
 
 
 @functools.cache
@@ -133,13 +145,13 @@ def gather_desc(dtype: str, group: int, dk: int, dv: int, block: int, n: int, ca
     return KernelDesc.of("gather_attention", dtype, reach=reach, source=source, **dims)
 
 
-def define_op(schema: str) -> Callable[[F], F]:
-    """Define the op of `schema`, implemented on the CPU and on GPUs by the function below it."""
+def define_op(schema: str, *, devices: tuple[str, ...] = ("CPU", "CUDA")) -> Callable[[F], F]:
+    """Define the op of `schema`, implemented on `devices` by the function below it."""
     name = schema.partition("(")[0]
     LIBRARY.define(schema)
 
     def register(implementation: F) -> F:
-        for device in ("CPU", "CUDA"):
+        for device in devices:
             LIBRARY.impl(name, implementation, device)
         return implementation
 
@@ -266,7 +278,7 @@ def _attention_outputs(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 def pays_to_pack(tokens: int, n: int, blocks: int) -> bool:
     """Return whether packing every block once costs less than packing each listed block by itself; same results."""
-    return tokens * n > 2 * blocks
+    return tokens > 1 and tokens * n > 2 * blocks
 
 
 def require_block_range(block_indices: Tensor, blocks: int) -> None:

@@ -8,12 +8,13 @@ by default the last query stands at the last key, so that decoding with a cache 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import autograd as _gradients  # noqa: F401 - registers the gradients of the ops
-from . import reference
+from . import inference, reference
 from .checks import (
     checked_scale,
     checked_start,
@@ -25,6 +26,7 @@ from .checks import (
     require_tensor,
     use_compiled,
 )
+from .device import emulated_target
 from .errors import InputError
 from .index_sets import SCORES, RangeSet, TopK, complete, everything, require_choice, require_size, window
 from .program import Path, Phi, Program, require_score_windows
@@ -265,6 +267,8 @@ def attention(
         raise InputError(f"{call}: kv has no entry for {missing}; give keys and values for each path")
     tokens = [kv[p.name][0].shape[1] for p in program.paths if not isinstance(p.keys, Phi)]
     start = checked_start(call, q_start, q, min(tokens)) if tokens else (q_start or 0)
+    if (gates is None) == (program.combine == "none") and _runs_as_one(program, q, kv, gates, impl):
+        return _as_one(program, q, kv, gates, scale=scale, q_start=start)
     outs = [_path(program, p, q, kv, scale=scale, q_start=start, impl=impl) for p in program.paths]
     if program.combine == "none":
         if gates is not None:
@@ -280,18 +284,10 @@ def combine(outs: list[Tensor], gates: Tensor, *, impl: str = "auto") -> Tensor:
 
     Raises `InputError`.
     """
-    paths = len(outs)
-    if not 1 <= paths <= MAX_PATHS:
-        raise InputError(f"combine: {paths} outputs are given; 1 to {MAX_PATHS} are combined")
-    lead = outs[0].shape
+    lead = outs[0].shape if outs else []
     if any(o.shape != lead or o.dtype != outs[0].dtype for o in outs):
         raise InputError(f"combine: outputs differ: {[(list(o.shape), o.dtype) for o in outs]}; they must be alike")
-    if list(gates.shape) not in ([paths], [*lead[:3], paths]):
-        raise InputError(
-            f"combine: gates have shape {list(gates.shape)}; give [{paths}] or {[*lead[:3], paths]}, one gate per path"
-        )
-    if not gates.is_floating_point() or gates.device != outs[0].device:
-        raise InputError(f"combine: gates are {gates.dtype} on {gates.device}; give floating gates on {outs[0].device}")
+    _require_gates(len(outs), list(lead[:3]), gates, outs[0].device if outs else gates.device)
     if use_compiled("combine", impl, outs[0]):
         out: Tensor = _ops.combine(outs, gates)
         return out
@@ -299,6 +295,67 @@ def combine(outs: list[Tensor], gates: Tensor, *, impl: str = "auto") -> Tensor:
 
 
 MAX_PATHS = 4
+
+
+def _require_gates(paths: int, lead: list[int], gates: Tensor, device: torch.device) -> None:
+    """Raise `InputError` unless there are 1 to 4 outputs [*lead, Dv] on `device`, and gates that fit them."""
+    if not 1 <= paths <= MAX_PATHS:
+        raise InputError(f"combine: {paths} outputs are given; 1 to {MAX_PATHS} are combined")
+    if list(gates.shape) not in ([paths], [*lead, paths]):
+        raise InputError(
+            f"combine: gates have shape {list(gates.shape)}; give [{paths}] or {[*lead, paths]}, one gate per path"
+        )
+    if not gates.is_floating_point() or gates.device != device:
+        raise InputError(f"combine: gates are {gates.dtype} on {gates.device}; give floating gates on {device}")
+
+
+def _runs_as_one(
+    program: Program, q: Tensor, kv: Mapping[str, tuple[Tensor, Tensor]], gates: Tensor | None, impl: str
+) -> bool:
+    """Return whether one op may do all of `program`: on the CPU's kernels, and with nothing to be differentiated."""
+    if q.device.type != "cpu" or torch.compiler.is_compiling():  # a graph holds the single ops, and fuses around them
+        return False
+    if not inference.serves(program) or emulated_target() is not None:
+        return False
+    if torch.is_grad_enabled():
+        pairs = [kv[p.name] for p in program.paths]
+        if q.requires_grad or (gates is not None and gates.requires_grad):
+            return False
+        if any(k.requires_grad or v.requires_grad for k, v in pairs):
+            return False
+    return use_compiled("attention", impl, q)
+
+
+_passed: set[Any] = set()  # what was checked: programs with shapes, dtypes and devices, on which alone checks depend
+
+
+def _as_one(
+    program: Program,
+    q: Tensor,
+    kv: Mapping[str, tuple[Tensor, Tensor]],
+    gates: Tensor | None,
+    *,
+    scale: float | None,
+    q_start: int,
+) -> Tensor:
+    pairs = [kv[p.name] for p in program.paths]
+    tensors = [q, *(x for pair in pairs for x in pair), *(() if gates is None else (gates,))]
+    text = inference.text_of(program)
+    seen = (text, tuple((x.shape, x.dtype, x.device) for x in tensors))
+    if seen not in _passed:
+        for path, (k, v) in zip(program.paths, pairs, strict=True):
+            require_attention(f"attention({program.name}.{path.name})", q, k, v)
+        if gates is not None:
+            _require_gates(len(pairs), list(q.shape[:3]), gates, q.device)
+        if len(_passed) < MAX_PASSED:
+            _passed.add(seen)
+    require_position("attention", q_start, q)
+    factor = checked_scale("attention", scale, q)
+    out: Tensor = _ops.attention(q, [k for k, _ in pairs], [v for _, v in pairs], gates, text, q_start, factor)
+    return out
+
+
+MAX_PASSED = 4096
 
 
 def _stream(

@@ -18,7 +18,7 @@ from .errors import LoweringError
 from .nvcc import compile_cubin, find_nvcc
 from .source import GPU_PASS_OPTIONS, TILELANG_VERSION, Argument, KernelLaunch, KernelSource
 from .target import GpuTarget
-from .workarounds import corrected_pipelines
+from .workarounds import corrected_pipelines, single_warp_copies
 
 _CALLBACK = "tilelang_callback_cuda_compile"
 _KINDS = {"int32": "int32", "float32": "float32"}
@@ -75,6 +75,7 @@ def lower_gpu(function: Any, target: GpuTarget, title: str) -> LoweredGpu:
         with _opened(_tvm_target(target)) as tvm_target:
             context = create_backend_context(tvm_target, None, "auto")
             host, device, _, _, _ = lower_to_host_device_ir(function, context)
+            device = single_warp_copies(device)
             emitted = str(device_codegen_without_compile(device, context).inspect_source())
             host_text = str(host_codegen(host, context).inspect_source()) if target.kind == "cuda" else ""
     except (tvm.error.TVMError, ValueError, TypeError) as error:

@@ -10,6 +10,7 @@ from .index_sets import require_choice
 from .ops import OPS, program_descs
 from .ops.gather_attention import backward_pack_descs
 from .program import Phi, Program
+from .schedule import narrowed
 from .selection import select
 from .target import Target
 
@@ -33,12 +34,14 @@ def needed_descs(program: Program, dtype: str, direction: str = "both", *, kind:
 
 
 def needed_requests(program: Program, dtype: str, target: Target, direction: str = "both") -> tuple[Request, ...]:
-    """Return `needed_descs`, each with the schedule that is selected for it on `target`.
+    """Return `needed_descs`, each with the schedule that is selected for it on `target`, and that for few queries.
 
     Raises `SpecError` and `ScheduleError`.
     """
     descs = needed_descs(program, dtype, direction, kind=target.kind)
-    return tuple(Request(desc=d, schedule=select(d, target).schedule, target=target) for d in descs)
+    chosen = [(d, select(d, target).schedule) for d in descs]
+    chosen += [(d, narrowed(schedule, d, target)) for d, schedule in chosen]
+    return tuple(dict.fromkeys(Request(desc=d, schedule=s, target=target) for d, s in chosen))
 
 
 def _differentiated(desc: KernelDesc, program: Program, kind: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
@@ -117,6 +118,33 @@ class ScheduleSpace:
         return schedule
 
 
+NARROWED_OPS = ("stream_attention", "select_blocks")
+
+
+def narrowed(schedule: Schedule, desc: KernelDesc, target: Target) -> Schedule:
+    """Return the schedule for calls of few queries, as in decoding: as many lanes as the heads of one query fill.
+
+    It is `schedule` itself where that has no more, and for kernels that do not lay queries in lanes.
+    """
+    if not isinstance(schedule, CpuSchedule) or not isinstance(target, CpuTarget) or not has_few(desc):
+        return schedule
+    lanes = lanes_of_one_query(desc.size("group"), target)
+    if lanes >= schedule.query_lanes:
+        return schedule
+    found = dataclasses.replace(schedule, query_lanes=lanes)
+    return found if ScheduleSpace.check(found, desc, target) is None else schedule
+
+
+def has_few(desc: KernelDesc) -> bool:
+    """Return whether calls of few queries have a kernel of their own: a forward that lays queries in lanes."""
+    return desc.direction == "fwd" and desc.op in NARROWED_OPS
+
+
+def lanes_of_one_query(group: int, target: CpuTarget) -> int:
+    """Return how many lanes the `group` heads of one query fill, in whole vectors and a power of two."""
+    return max(target.lanes, 1 << (group - 1).bit_length())
+
+
 MAX_SCRATCH_BYTES = 1 << 20
 MATRIX_ROWS = 16  # rows of one matrix instruction of a warp
 MATRIX_COLUMNS = 8  # and its columns
@@ -157,11 +185,12 @@ def _check_gpu(schedule: GpuSchedule, desc: KernelDesc, target: GpuTarget) -> st
     if ("part", "keys") in desc.dims:  # warps share the tile by rows and columns
         block = dict(desc.dims).get("block", schedule.rows)
         rows = min(schedule.rows, ceil_to(int(block), MATRIX_ROWS))
-        most = rows // MATRIX_ROWS * (min(schedule.key_tile, *depths) // MATRIX_COLUMNS)
+        columns = MATRIX_ROWS if target.matrix == "mfma" else MATRIX_COLUMNS
+        most = rows // MATRIX_ROWS * (min(schedule.key_tile, *depths) // columns)
         if target.matrix == "wgmma" and rows >= WARP_GROUP_ROWS and min(depths) < LEAST_TRANSPOSED:
             return f"wgmma reads tiles of {min(depths)} columns either way in layouts that contradict each other"
         if warps > most:
-            return f"{warps} warps have no more than {most} pieces of {MATRIX_ROWS}x{MATRIX_COLUMNS} to share"
+            return f"{warps} warps have no more than {most} pieces of {MATRIX_ROWS}x{columns} to share"
     elif depths and schedule.rows < MATRIX_ROWS * warps:
         return f"{warps} warps need {MATRIX_ROWS * warps} rows, {MATRIX_ROWS} each; rows = {schedule.rows}"
     if "gather_attention" in desc.op and ("part", "keys") not in desc.dims:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .desc import KernelDesc
 from .errors import ScheduleError
+from .index_sets import RangeSet
 from .schedule import Schedule, ScheduleSpace, schedule_class
 from .target import GpuTarget, Target
 
@@ -24,10 +25,15 @@ _ROW_FIELDS = {"bucket", "schedule", "record", "environment"}
 
 @dataclass(frozen=True, kw_only=True)
 class Selected:
-    """A legal schedule, and the row that it comes from."""
+    """A legal schedule, and the row that it comes from.
+
+    `row` is the tuned row, None for a generic schedule; `tried` says what was looked at, in order, and what came of it.
+    """
 
     schedule: Schedule
     source: str
+    row: Mapping[str, Any] | None = None
+    tried: tuple[str, ...] = ()
 
 
 def schedules_folder() -> Path:
@@ -44,14 +50,62 @@ def select(desc: KernelDesc, target: Target, *, folder: Path | None = None) -> S
     """
     folder = folder or schedules_folder()
     fallback = _read_fallback(folder / FALLBACK)
+    tried: list[str] = []
     for arch in _chain(target.name, fallback["chain"]):
         path = folder / desc.kind / f"{arch}.json"
-        row, number = _best_row(path, desc)
-        if row is not None:
-            source = f"{desc.kind}/{path.name} row {number} {json.dumps(row['bucket'], sort_keys=True)}"
-            return Selected(schedule=_legal(row["schedule"], desc, target, source), source=source)
+        rows, name = read_rows(path), f"{desc.kind}/{path.name}"
+        number = _best_row(rows, desc)
+        if number is not None:
+            row = rows[number]
+            source = f"{name} row {number} {json.dumps(row['bucket'], sort_keys=True)}"
+            tried.append(f"{source}: names most, of {_fitting(rows, desc)} rows that fit, of {len(rows)} rows")
+            schedule = _legal(row["schedule"], desc, target, source)
+            return Selected(schedule=schedule, source=source, row=row, tried=tuple(tried))
+        tried.append(f"{name}: {'no tuned rows' if not rows else f'none of its {len(rows)} rows fits'}")
     family = target.matrix if isinstance(target, GpuTarget) else "generic"
-    return _generic(family, fallback.get(family, {}).get(desc.kind, []), desc, target)
+    return _generic(family, fallback.get(family, {}).get(desc.kind, []), desc, target, tried)
+
+
+def facts_of(desc: KernelDesc) -> dict[str, int | str]:
+    """Return the facts of a desc that a bucket may name: its dims, `dtype`, and the word for what queries see."""
+    seen = {} if desc.visible is None else {"visible": visible_word(desc.visible)}
+    return {"dtype": desc.dtype, **seen, **dict(desc.dims)}
+
+
+def bucket_of(desc: KernelDesc) -> dict[str, int | str]:
+    """Return the bucket of the row that a tuned `desc` gets: all its facts but the dtype, which shares rows."""
+    return {name: value for name, value in sorted(facts_of(desc).items()) if name != "dtype"}
+
+
+def visible_word(visible: RangeSet) -> str:
+    """Return the kind of an index set: `window`, `complete`, `causal`, `everything`, or `union` of several ranges.
+
+    Sets of one kind run the same loops, over ranges of other lengths.
+    """
+    if len(visible.ranges) > 1:
+        return "union"
+    (span,) = visible.ranges
+    if span.lo.divisor:
+        return "window"
+    if span.hi.divisor > 1:
+        return "complete"
+    return "causal" if span.hi.divisor else "everything"
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file of tuned schedules, none without a file; raises `ScheduleError` for malformed ones."""
+    try:
+        rows = json.loads(path.read_text())
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise ScheduleError(f"{path} is not JSON: {error}") from error
+    if not isinstance(rows, list):
+        raise ScheduleError(f"{path} holds a {type(rows).__name__}; it must be a list of rows")
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict) or row.keys() != _ROW_FIELDS or not row["record"]:
+            raise ScheduleError(f"{path} row {number} must have {sorted(_ROW_FIELDS)}, and a record that is not empty")
+    return rows
 
 
 def _read_fallback(path: Path) -> dict[str, dict[str, Any]]:
@@ -77,32 +131,28 @@ def _chain(arch: str, parents: dict[str, str]) -> Iterator[str]:
     raise ScheduleError(f"{FALLBACK}: the chain {' -> '.join([*seen, arch])} has no end")
 
 
-def _best_row(path: Path, desc: KernelDesc) -> tuple[dict[str, Any] | None, int]:
-    """Return the row, and its number, whose bucket names most facts of `desc` and no others; the first of equals."""
-    try:
-        rows = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None, 0
-    except ValueError as error:
-        raise ScheduleError(f"{path} is not JSON: {error}") from error
-    facts = {"dtype": desc.dtype, **dict(desc.dims)}
-    best, best_number = None, 0
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict) or row.keys() != _ROW_FIELDS or not row["record"]:
-            raise ScheduleError(f"{path} row {number} must have {sorted(_ROW_FIELDS)}, and a record that is not empty")
-        bucket = row["bucket"]
-        if bucket.items() <= facts.items() and (best is None or len(bucket) > len(best["bucket"])):
-            best, best_number = row, number
-    return best, best_number
+def _best_row(rows: list[dict[str, Any]], desc: KernelDesc) -> int | None:
+    """Return the number of the row whose bucket names most facts of `desc` and no others; the first of equals."""
+    facts = facts_of(desc)
+    fitting = [number for number, row in enumerate(rows) if row["bucket"].items() <= facts.items()]
+    return max(fitting, key=lambda number: len(rows[number]["bucket"]), default=None)
 
 
-def _generic(family: str, choices: list[dict[str, Any]], desc: KernelDesc, target: Target) -> Selected:
-    reasons = []
+def _fitting(rows: list[dict[str, Any]], desc: KernelDesc) -> int:
+    facts = facts_of(desc)
+    return sum(row["bucket"].items() <= facts.items() for row in rows)
+
+
+def _generic(
+    family: str, choices: list[dict[str, Any]], desc: KernelDesc, target: Target, tried: list[str]
+) -> Selected:
+    reasons: list[str] = []
     for number, choice in enumerate(choices):
         schedule = schedule_class(target).parse(choice)
         reason = ScheduleSpace.check(schedule, desc, target)
         if reason is None:
-            return Selected(schedule=schedule, source=f"{FALLBACK} {family}.{desc.kind} choice {number}")
+            source = f"{FALLBACK} {family}.{desc.kind} choice {number}"
+            return Selected(schedule=schedule, source=source, tried=(*tried, *reasons, f"{source}: legal"))
         reasons.append(f"choice {number}: {reason}")
     raise ScheduleError(
         f"no schedule for {desc} on {target.name}: no tuned row fits, and of {family}.{desc.kind} in {FALLBACK} "

@@ -2,6 +2,10 @@
 
 A pipelined loop that loads two operands, with an extent known at run time only, gets an epilogue whose extent is an
 expression such as `n + 2 - n`. It is never unrolled, and its wait counts, which hang on its variable, can't be printed.
+
+Where copies have a warp group of their own, its four warps wait for free tiles, and one of them starts the copies. A
+wait tells phases by their parity, and nothing holds the copies back for the other three: one that is late by a phase
+waits for another, which may never come. And barriers of the group get between the copies, into what one thread does.
 """
 
 from __future__ import annotations
@@ -50,3 +54,90 @@ def _unroll_epilogues(tvm: Any) -> Any:
         return function.with_body(tirx.stmt_functor.ir_transform(function.body, None, expanded, ["tirx.For"]))
 
     return tirx.transform.prim_func_pass(unroll, opt_level=0, name="nsa.UnrollEpilogues")
+
+
+_COPYING_WARP = 32  # threads: the first warp of the group is the one that `tl_shuffle_elect` elects from
+_BARRIER = "tirx.tvm_storage_sync"
+_BY_ALL = ("ptx_cp_async", "ptx_arrive_barrier", "cp_async_barrier")  # what every thread of the group does itself
+
+
+def single_warp_copies(module: Any) -> Any:
+    """Return a module of device functions in which one warp of a group that copies does so, and the others end."""
+    from tilelang import tvm
+
+    tirx = tvm.tirx
+
+    def narrowed(branch: Any) -> Any:
+        threads = _copying_threads(tirx, branch)
+        if threads is None:
+            return None
+        transform = tirx.stmt_functor.ir_transform
+        body = transform(branch.then_case, None, lambda node: _without_barriers(tirx, node), ["tirx.IfThenElse"])
+        body = transform(body, None, _narrow_barrier(tirx, threads), ["tirx.Evaluate"])
+        statements = list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]
+        grouped = [s for s in statements if _called(tirx, s) == "tl.set_max_nreg"]  # the whole group has to
+        rest = [s for s in statements if not any(s.same_as(g) for g in grouped)]
+        alone = tirx.IfThenElse(branch.condition.a < _COPYING_WARP, _sequence(tirx, rest), None)
+        return tirx.IfThenElse(branch.condition, _sequence(tirx, [*grouped, alone]), branch.else_case)
+
+    def rewrite(function: Any, mod: Any, context: Any) -> Any:
+        return function.with_body(tirx.stmt_functor.ir_transform(function.body, None, narrowed, ["tirx.IfThenElse"]))
+
+    return tirx.transform.prim_func_pass(rewrite, opt_level=0, name="nsa.SingleWarpCopies")(module)
+
+
+def _copying_threads(tirx: Any, branch: Any) -> int | None:
+    """Return the threads of `if threadIdx.x < threads: copy, else: compute` where one thread starts all copies."""
+    test = branch.condition
+    if branch.else_case is None or not isinstance(test, tirx.LT) or not isinstance(test.b, tirx.IntImm):
+        return None
+    elected: list[Any] = []
+    names: list[str] = []
+
+    def visit(node: Any) -> bool:
+        if isinstance(node, tirx.IfThenElse) and _called(tirx, node.condition) == "tl.tl_shuffle_elect":
+            elected.append(node.condition.args[0])
+            return False  # what one thread does is fine
+        if isinstance(node, tirx.Call):
+            names.append(_called(tirx, node))
+        return True
+
+    tirx.stmt_functor.pre_order_visit(branch.then_case, visit)
+    if not elected or any(int(extent) != int(test.b) for extent in elected):
+        return None
+    return None if any(word in name for name in names for word in _BY_ALL) else int(test.b)
+
+
+def _sequence(tirx: Any, statements: list[Any]) -> Any:
+    return tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
+
+
+def _without_barriers(tirx: Any, branch: Any) -> Any:
+    """Return what one elected thread does, without barriers that the others would have to join; None for the rest."""
+    if _called(tirx, branch.condition) != "tl.tl_shuffle_elect":
+        return None
+
+    def drop(statement: Any) -> Any:
+        return tirx.Evaluate(0) if _called(tirx, statement) == _BARRIER else None
+
+    body = tirx.stmt_functor.ir_transform(branch.then_case, None, drop, ["tirx.Evaluate"])
+    return tirx.IfThenElse(branch.condition, body, branch.else_case)
+
+
+def _narrow_barrier(tirx: Any, threads: int) -> Any:
+    """Return the rewriting that makes barriers of `threads` threads barriers of the warp that copies."""
+
+    def narrow(statement: Any) -> Any:
+        if _called(tirx, statement) != _BARRIER or len(statement.value.args) < 3:
+            return None
+        scope, number, count = statement.value.args[:3]
+        assert int(count) == threads, f"a barrier of {count} threads among the {threads} that copy"
+        return tirx.Evaluate(tirx.call_intrin("int32", _BARRIER, scope, number, _COPYING_WARP))
+
+    return narrow
+
+
+def _called(tirx: Any, node: Any) -> str:
+    """Return the name of the op that an expression or a statement calls, or nothing."""
+    call = node.value if isinstance(node, tirx.Evaluate) else node
+    return str(call.op.name) if isinstance(call, tirx.Call) and hasattr(call.op, "name") else ""

@@ -12,17 +12,23 @@ from .build import build
 from .demo import demo
 from .env import env
 from .execute import execute
+from .explain import explain
 from .inspect import inspect
+from .replay import replay
 from .stored import list_kernels
+from .tune import tune
 from .verify import verify
 
 __all__ = ["app"]
 
 app.command("build")(build)
 app.command("inspect")(inspect)
+app.command("explain")(explain)
+app.command("replay")(replay)
 app.command("execute")(execute)
 app.command("list")(list_kernels)
 app.command("verify")(verify)
 app.command("env")(env)
 app.command("demo")(demo)
 app.command("bench")(bench)
+app.command("tune")(tune)

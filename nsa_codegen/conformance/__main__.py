@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from .cases import CASES, SHIPPED, TARGETS
-from .results import Row, problems, results_json, results_page
+from .results import Row, merged, problems, results_json, results_page
 from .run import run_case
 
 _ROOT = Path(__file__).parents[2]
@@ -25,6 +25,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--page", type=Path, default=_ROOT / "docs" / "conformance.md")
     parser.add_argument("--data", type=Path, default=_ROOT / "benchmarks" / "results" / "conformance.json")
+    parser.add_argument("--keep", action="store_true", help="keep the rows of the data file that are not run again")
     parser.add_argument("--cache", type=Path, default=None, help="folder of lowered texts and PTX")
     options = parser.parse_args()
     start = time.perf_counter()
@@ -40,7 +41,11 @@ def main() -> int:
             rows.append(((target, n), found))
             print(f"{done}/{len(tasks)} {target} {cases[n].desc}: {'; '.join(wrong)[:300] or 'ok'}", file=sys.stderr)
     ordered = [row for _, found in sorted(rows, key=lambda item: item[0]) for row in found]
-    data = results_json(ordered, seconds=time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    if options.keep:
+        before = json.loads(options.data.read_text())
+        ordered, seconds = merged(before["rows"], ordered), seconds + before["seconds"]
+    data = results_json(ordered, seconds=seconds)
     options.data.parent.mkdir(parents=True, exist_ok=True)
     lines = json.dumps(data, separators=(",", ":")).replace('{"kernel":', '\n{"kernel":')  # one row per line
     options.data.write_text(lines + "\n")

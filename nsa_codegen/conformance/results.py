@@ -62,6 +62,13 @@ def results_json(rows: Sequence[Row], *, seconds: float) -> dict[str, Any]:
     }
 
 
+def merged(kept: Iterable[Row], found: Sequence[Row]) -> list[Row]:
+    """Return the rows of an earlier run, by target, with those that were found anew in place of their former ones."""
+    anew = {(row["target"], row["desc"]) for row in found}
+    rest = [row for row in kept if (row["target"], row["desc"]) not in anew]
+    return sorted([*rest, *found], key=lambda row: TARGETS.index(row["target"]))
+
+
 def problems(rows: Iterable[Row]) -> list[str]:
     """Return what does not conform, one line per finding, inaccurate row or kernel that was not made."""
     found = []

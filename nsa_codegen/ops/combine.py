@@ -30,9 +30,17 @@ def run_reference(desc: KernelDesc, *, outs: list[Tensor], gates: Tensor) -> tup
     return (reference.combine(outs, gates),)
 
 
-def prepare(desc: KernelDesc, schedule: CpuSchedule, workers: int, *, outs: list[Tensor], gates: Tensor) -> Launch:
-    """Return the launch: one task per run of rows (batch, token, head)."""
-    out = torch.empty_like(outs[0])
+def prepare(
+    desc: KernelDesc,
+    schedule: CpuSchedule,
+    workers: int,
+    *,
+    outs: list[Tensor],
+    gates: Tensor,
+    into: Tensor | None = None,
+) -> Launch:
+    """Return the launch: one task per run of rows (batch, token, head); `into` is written, else a new tensor."""
+    out = torch.empty_like(outs[0]) if into is None else into
     rows = out.numel() // out.shape[-1]
     gates = gates.float() if desc.word("gates") == "scalar" else gates.to(out.dtype)
     values: Values = {f"o{p}": o for p, o in enumerate(outs)}

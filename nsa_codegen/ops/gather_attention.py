@@ -13,7 +13,7 @@ from ..schedule import CpuSchedule, GpuSchedule
 from ..tiling import QUERIES_PER_TASK, BlockTile, RowTile, ceil_div
 from .base import Launch, OpDef, Sizes, Values, Work, backward_part, draw, element_bytes
 from .pack_blocks import run_reference as pack
-from .stream_attention import attention_launch
+from .stream_attention import attention_launch, attention_outputs
 
 
 def make_inputs(desc: KernelDesc, sizes: Sizes, generator: torch.Generator) -> Values:
@@ -66,15 +66,16 @@ def prepare(
     q_start: int,
     scale: float,
     packed: tuple[Tensor, Tensor] | None = None,
+    into: tuple[Tensor, Tensor] | None = None,
 ) -> Launch:
     """Return the launch: one task per run of queries; `packed` holds what the descs of `pack_descs` made of k and v.
 
-    A desc whose source is packed and that gets no `packed` packs by the eager definition, for tests.
+    `into` are the out and lse to be written, new ones by default. A desc whose source is packed and that gets no
+    `packed` packs by the eager definition, for tests.
     """
-    batch, tokens, heads, _ = q.shape
+    batch, tokens = q.shape[:2]
     keys, kv_heads = k.shape[1], k.shape[2]
-    out = q.new_empty((batch, tokens, heads, v.shape[3]))
-    lse = torch.empty((batch, tokens, heads), dtype=torch.float32)
+    out, lse = into or attention_outputs(q, v)
     if desc.word("source") == "packed":
         if packed is None:
             by_keys, by_values = pack_descs(desc)

@@ -44,17 +44,25 @@ def prepare(
     v: Tensor,
     q_start: int,
     scale: float,
+    into: tuple[Tensor, Tensor] | None = None,
 ) -> Launch:
-    """Return the launch: one task per tile of queries, chunk of heads, key/value head and batch row."""
-    batch, tokens, heads, _ = q.shape
+    """Return the launch: one task per tile of queries, chunk of heads, key/value head and batch row.
+
+    `into` are the out and lse to be written, new ones by default.
+    """
+    batch, tokens = q.shape[:2]
     keys, kv_heads = k.shape[1], k.shape[2]
-    out = q.new_empty((batch, tokens, heads, v.shape[3]))
-    lse = torch.empty((batch, tokens, heads), dtype=torch.float32)
+    out, lse = into or attention_outputs(q, v)
     tile = RowTile.of(desc.size("group"), schedule.query_lanes)
     values: dict[str, Any] = {"q": q, "k": k, "v": v, "out": out, "lse": lse, "q_start": q_start, "scale": scale}
     values.update(batch=batch, tokens=tokens, keys=keys, kv_heads=kv_heads)
     tasks = batch * kv_heads * ceil_div(tokens, tile.queries) * tile.chunks
     return Launch(tasks=tasks, values=values, outputs=(out, lse))
+
+
+def attention_outputs(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return out and lse of an attention, not yet computed."""
+    return q.new_empty((*q.shape[:3], v.shape[3])), torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
 
 
 def work(desc: KernelDesc, sizes: Sizes) -> Work:
@@ -119,8 +127,7 @@ def attention_launch(desc: KernelDesc, values: Values, *, q: Tensor, k: Tensor, 
 
 def empty_attention(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Return out and lse of an attention, not yet computed; without keys, as they will stay."""
-    out = q.new_empty((*q.shape[:3], v.shape[3]))
-    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    out, lse = attention_outputs(q, v)
     return (out, lse) if v.shape[1] else (out.zero_(), lse.fill_(-torch.inf))
 
 

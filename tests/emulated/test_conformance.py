@@ -12,8 +12,9 @@ from cases import assert_accurate, assert_selected, compare_gradients, nan_fille
 
 from nsa_codegen import dispatch, functional
 from nsa_codegen.conformance import CASES, ORDERS, TARGETS, check, run_op
-from nsa_codegen.conformance.cases import LATE, RAGGED, TILES
+from nsa_codegen.conformance.cases import LATE, RAGGED, SHIPPED, TILES
 from nsa_codegen.conformance.check import has_backward
+from nsa_codegen.conformance.results import merged
 from nsa_codegen.device import emulated
 from nsa_codegen.ops import OPS
 from nsa_codegen.target import GPU_TARGETS
@@ -132,6 +133,25 @@ def compare_selection(desc, sizes, values):
         num_initial=desc.size("initial"), num_local=desc.size("local"), scale=values["scale"],
         q_start=sizes.q_start, **windows,
     )  # fmt: skip
+
+
+def test_wide_heads_are_copied_in_parts(on):
+    """The forward of the paper's selected attention on sm_90a: a tile of 192 columns takes three bulk copies."""
+    desc = next(c.desc for c in SHIPPED if c.desc.op == "gather_attention" and c.desc.size("dk") == 192)
+    values = draw_inputs(desc, TILES)
+    for order, seed in (("forward", 0), ("random", 1)):
+        with on("sm_90a", order=order, seed=seed), nan_filled():
+            got = run_op(desc, values)
+        eager, exact = (OPS[desc.op].reference(desc, **v) for v in (values, widened(values)))
+        for name, *triple in zip(("out", "lse"), got, eager, exact, strict=True):
+            assert_accurate(*triple, f"{name} of {desc}, {order}")
+
+
+def test_rows_that_run_again_take_the_place_of_their_former_ones():
+    kept = [{"target": t, "desc": d, "run": 1} for t in ("sm_80", "sm_90a") for d in ("a", "b")]
+    found = [{"target": "sm_90a", "desc": "a", "run": 2}, {"target": "sm_89", "desc": "a", "run": 2}]
+    rows = [(row["target"], row["desc"], row["run"]) for row in merged(kept, found)]
+    assert rows == [("sm_80", "a", 1), ("sm_80", "b", 1), ("sm_89", "a", 2), ("sm_90a", "b", 1), ("sm_90a", "a", 2)]
 
 
 @pytest.mark.parametrize("arch", ARCHES)

@@ -12,8 +12,11 @@ import tilelang.language as T
 import torch
 from tilelang import tvm
 
+from nsa_codegen import lowering_gpu
 from nsa_codegen.executor import Executable
 from nsa_codegen.executor.launch import execute, launch_facts
+from nsa_codegen.lowering_gpu import LoweredGpu
+from nsa_codegen.target import GPU_TARGETS
 from nsa_codegen.workarounds import corrected_pipelines
 
 TILE = 64
@@ -25,10 +28,18 @@ def lower(function, arch):
         return tilelang.lower(function, target=target)
 
 
-def run(artifact, arch, cache, arguments, order="forward"):
-    executable = Executable.of(artifact.kernel_source, arch, cache)
-    (report,) = execute(executable, launch_facts(artifact), arguments, order=order)
+def run(artifact, arch, cache, arguments, order="forward", seed=0):
+    text = artifact.source.text if isinstance(artifact, LoweredGpu) else artifact.kernel_source
+    (report,) = execute(Executable.of(text, arch, cache), launch_facts(artifact), arguments, order=order, seed=seed)
     return report
+
+
+def lower_ours(function, *, mended=True):
+    """Return the function lowered as ours are for sm_90a, with or without what is mended in the device module."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not mended:
+            patch.setattr(lowering_gpu, "single_warp_copies", lambda module: module)
+        return lowering_gpu.lower_gpu(function, GPU_TARGETS["sm_90a"], "a reproduction")
 
 
 def chained_products():
@@ -65,6 +76,14 @@ def chained_products():
     return products
 
 
+def exact_products():
+    """Return q, k, v for `chained_products`, integers below 2048, and what it makes of them."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randint(-2, 3, (200, TILE), generator=generator).half() for _ in range(3))
+    block = torch.arange(200) // TILE
+    return q, k, v, ((q.double() @ k.double().T) * (block[None] <= block[:, None])) @ v.double()
+
+
 def test_the_epilogue_of_a_loop_of_two_copies_has_an_extent_that_nobody_simplifies(cache):
     """sm_80: it is such as `n + 2 - n`; the wait counts of a loop that is not unrolled can't be printed."""
     with pytest.raises(Exception, match=r"Downcast from tirx\.Sub to ir\.IntImm failed"):
@@ -72,10 +91,7 @@ def test_the_epilogue_of_a_loop_of_two_copies_has_an_extent_that_nobody_simplifi
     with corrected_pipelines():
         artifact = lower(chained_products(), "sm_80")
     assert "cp_async" in artifact.kernel_source
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randint(-2, 3, (200, TILE), generator=generator).half() for _ in range(3))  # exact, below 2048
-    block = torch.arange(200) // TILE
-    exact = ((q.double() @ k.double().T) * (block[None] <= block[:, None])) @ v.double()
+    q, k, v, exact = exact_products()
     for order in ("forward", "reverse", "random"):
         o = torch.full((200, TILE), torch.nan)
         report = run(artifact, "sm_80", cache, [q, k, v, o], order)
@@ -83,7 +99,7 @@ def test_the_epilogue_of_a_loop_of_two_copies_has_an_extent_that_nobody_simplifi
         assert torch.equal(o.double(), exact)
 
 
-def listed_products(*, synchronised=True, named=False):
+def listed_products(*, synchronised=True, named=False, depth=TILE):
     """o = sum over listed tiles of (q k^T) v, the list and q stored to shared memory by all threads before the loop."""
     size = T.dynamic("size")
 
@@ -98,14 +114,14 @@ def listed_products(*, synchronised=True, named=False):
     @T.prim_func
     def products(
         listing: T.Tensor((TILE,), "int32"),
-        q: T.Tensor((size, TILE), "float16"),
-        k: T.Tensor((size, TILE), "float16"),
+        q: T.Tensor((size, depth), "float16"),
+        k: T.Tensor((size, depth), "float16"),
         v: T.Tensor((size, TILE), "float16"),
         o: T.Tensor((size, TILE), "float32"),
     ):
         with T.Kernel(T.ceildiv(size, TILE), threads=128) as x:
-            qs = T.alloc_shared((TILE, TILE), "float16")
-            ks = T.alloc_shared((TILE, TILE), "float16")
+            qs = T.alloc_shared((TILE, depth), "float16")
+            ks = T.alloc_shared((TILE, depth), "float16")
             vs = T.alloc_shared((TILE, TILE), "float16")
             listed = T.alloc_shared((TILE,), "int32")
             s = T.alloc_fragment((TILE, TILE), "float32")
@@ -113,7 +129,7 @@ def listed_products(*, synchronised=True, named=False):
             acc = T.alloc_fragment((TILE, TILE), "float32")
             for i in T.Parallel(TILE):
                 listed[i] = listing[i]
-            for i, c in T.Parallel(TILE, TILE):
+            for i, c in T.Parallel(TILE, depth):
                 qs[i, c] = q[T.min(x * TILE + i, size - 1), c]
             if synchronised:
                 T.sync_threads()
@@ -130,13 +146,13 @@ def listed_products(*, synchronised=True, named=False):
     return products
 
 
-def run_listed(function, cache):
+def run_listed(artifact, cache, depth=TILE, **how):
     """Return the report and whether the results are right."""
     generator = torch.Generator().manual_seed(1)
-    q, k, v = (torch.randint(-2, 3, (200, TILE), generator=generator).half() for _ in range(3))
+    q, k, v = (torch.randint(-2, 3, (200, d), generator=generator).half() for d in (depth, depth, TILE))
     listing, o = torch.zeros(TILE, dtype=torch.int32), torch.full((200, TILE), torch.nan)
     listing[:3] = torch.tensor([2, 0, 2])
-    report = run(lower(function, "sm_90a"), "sm_90a", cache, [listing, q, k, v, o])
+    report = run(artifact, "sm_90a", cache, [listing, q, k, v, o], **how)
     exact = torch.zeros(200, TILE, dtype=torch.float64)
     for tile in (2, 0, 2):
         rows = slice(tile * TILE, (tile + 1) * TILE)
@@ -146,11 +162,11 @@ def run_listed(function, cache):
 
 def test_consumers_do_not_wait_for_what_all_threads_stored_before_the_loop(cache):
     """sm_90a: where producers read what was stored, only they meet after the stores; `T.sync_threads()` mends it."""
-    report, _ = run_listed(listed_products(synchronised=False), cache)
+    report, _ = run_listed(lower(listed_products(synchronised=False), "sm_90a"), cache)
     assert {f.kind for f in report.findings} == {"race"}, str(report)
     lines = lower(listed_products(synchronised=False), "sm_90a").kernel_source.splitlines()
     assert all("wgmma" in lines[f.line - 1] for f in report.findings), [lines[f.line - 1] for f in report.findings]
-    report, right = run_listed(listed_products(), cache)
+    report, right = run_listed(lower(listed_products(), "sm_90a"), cache)
     assert report.passed, str(report)
     assert right
 
@@ -159,6 +175,31 @@ def test_a_name_in_a_macro_is_used_before_its_definition():
     """sm_90a: a macro, used twice in a pipelined loop, binds a name to an index that it reads from a buffer."""
     with pytest.raises(Exception, match="variable first has been used before definition"):
         lower(listed_products(named=True), "sm_90a")
+
+
+def test_a_late_warp_of_the_copying_group_waits_for_a_phase_that_never_comes(cache):
+    """sm_90a: four warps wait for a free tile, one copies; a wait that comes a phase late finds the wrong parity."""
+    q, k, v, exact = exact_products()
+    for mended in (False, True):
+        artifact, reports = lower_ours(chained_products(), mended=mended), []
+        for seed in range(1, 61):
+            o = torch.full((200, TILE), torch.nan)
+            reports.append(run(artifact, "sm_90a", cache, [q, k, v, o], "random", seed))
+            assert not reports[-1].passed or torch.equal(o.double(), exact)
+        kinds = {f.kind for report in reports for f in report.findings}
+        assert kinds == (set() if mended else {"deadlock"}), [str(r) for r in reports if not r.passed]
+        assert any(report.passed for report in reports), "it is a matter of timing"
+
+
+def test_a_barrier_of_the_copying_group_stands_where_one_thread_copies(cache):
+    """sm_90a: a tile of more than 64 columns is copied in parts, and a barrier of 128 threads gets between them."""
+    theirs, ours = (lower_ours(listed_products(depth=128), mended=mended) for mended in (False, True))
+    report, _ = run_listed(theirs, cache, depth=128)
+    assert {f.kind for f in report.findings} == {"deadlock"}, str(report)
+    for order in ("forward", "reverse", "random"):
+        report, right = run_listed(ours, cache, depth=128, order=order)
+        assert report.passed, str(report)
+        assert right
 
 
 def gathered_rows(index):

@@ -41,8 +41,8 @@ static int32_t gather_attention_kernel(int32_t* block_indices, float* k, float* 
         base[0] = (i * 8);
         int32_t v__2 = count[0] - base[0];
         used[0] = ((8) < (v__2) ? (8) : (v__2));
+        nsa::product_listed<16, 1, 8>(s, 128, q_up, 32, (&(k[((((((int64_t)b[(int64_t)0]) * ((int64_t)blocks)) * ((int64_t)kv_heads)) * (int64_t)512) + ((((int64_t)h[(int64_t)0]) * ((int64_t)blocks)) * (int64_t)512))])), 512, (&(chosen[base[(int64_t)0]])), used[0], 1, 32);
         for (int32_t x = 0; x < used[0]; ++x) {
-          nsa::product<16, 4, 4, nsa::ZERO>((&(s[(((int64_t)x) * (int64_t)16)])), 128, q_up, 32, 1, (&(k[(((((((int64_t)b[(int64_t)0]) * ((int64_t)blocks)) * ((int64_t)kv_heads)) * (int64_t)512) + ((((int64_t)h[(int64_t)0]) * ((int64_t)blocks)) * (int64_t)512)) + (((int64_t)chosen[(((int64_t)base[(int64_t)0]) + ((int64_t)x))]) * (int64_t)512))])), 1, 32, o);
           int32_t v__3 = end[0] - (chosen[(((int64_t)base[(int64_t)0]) + ((int64_t)x))] * 16);
           seen[0] = ((16) < (v__3) ? (16) : (v__3));
           int32_t begin = ((x * 16) + seen[0]);
@@ -56,7 +56,8 @@ static int32_t gather_attention_kernel(int32_t* block_indices, float* k, float* 
         }
         for (int32_t x_1 = 0; x_1 < used[0]; ++x_1) {
           int32_t v__4 = end[0] - (chosen[(((int64_t)base[(int64_t)0]) + ((int64_t)x_1))] * 16);
-          nsa::product<32, 4, 4, nsa::ADD>(o, 32, (&(s[(((int64_t)x_1) * (int64_t)16)])), 128, 1, (&(v[(((((((int64_t)b[(int64_t)0]) * ((int64_t)blocks)) * ((int64_t)kv_heads)) * (int64_t)512) + ((((int64_t)h[(int64_t)0]) * ((int64_t)blocks)) * (int64_t)512)) + (((int64_t)chosen[(((int64_t)base[(int64_t)0]) + ((int64_t)x_1))]) * (int64_t)512))])), 1, ((16) < (v__4) ? (16) : (v__4)), o);
+          seen[0] = ((16) < (v__4) ? (16) : (v__4));
+          nsa::product_row<32>(o, (&(s[(((int64_t)x_1) * (int64_t)16)])), (&(v[(((((((int64_t)b[(int64_t)0]) * ((int64_t)blocks)) * ((int64_t)kv_heads)) * (int64_t)512) + ((((int64_t)h[(int64_t)0]) * ((int64_t)blocks)) * (int64_t)512)) + (((int64_t)chosen[(((int64_t)base[(int64_t)0]) + ((int64_t)x_1))]) * (int64_t)512))])), seen[0]);
         }
       }
       int32_t b_2 = b[0];

@@ -5,28 +5,28 @@
 // NSA_MAX_SELECTED 8, then templates/cpu/tile.h
 
 static int32_t select_blocks_kernel(int32_t* indices, float* k, float* q, float* scores, int32_t blocks, int32_t keys, int32_t kv_heads, int32_t q_start, int32_t task_hi, int32_t task_lo, int32_t tokens, int32_t worker) {
+  float ones[64];
   int32_t b[1];
   int32_t h[1];
   int32_t t0[1];
+  int32_t filled[1];
   float q_t[2048];
   int32_t end[1];
   int32_t j0[1];
   int32_t rows[1];
   float s[4096];
+  nsa::fill(ones, 1.000000e+00f, 64);
   for (int32_t task = task_lo; task < task_hi; ++task) {
     b[0] = (task / (((tokens + 63) >> 6) * kv_heads));
     h[0] = ((task / ((tokens + 63) >> 6)) % kv_heads);
     t0[0] = ((task % ((tokens + 63) >> 6)) * 64);
+    int32_t v_ = tokens - t0[0];
+    filled[0] = ((64) < (v_) ? (64) : (v_));
+    int32_t rows_1 = filled[0];
     int32_t b_1 = b[0];
     int32_t t0_1 = t0[0];
     int32_t h_1 = h[0];
-    nsa::fill(q_t, 0.000000e+00f, 2048);
-    int32_t v_ = tokens - t0_1;
-    for (int32_t lane = 0; lane < ((64) < (v_) ? (64) : (v_)); ++lane) {
-      for (int32_t c = 0; c < 32; ++c) {
-        q_t[((c * 64) + lane)] = (q_t[((c * 64) + lane)] + q[((((((((int64_t)b_1) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + (((((int64_t)t0_1) + ((int64_t)lane)) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h_1) * (int64_t)32)) + ((int64_t)c))]);
-      }
-    }
+    nsa::pack_lanes<nsa::f32, 1>(q_t, 64, (&(q[(((((((int64_t)b_1) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + ((((int64_t)t0_1) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h_1) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 32, rows_1, 32, 1.000000e+00f);
     int32_t v__1 = t0[0] + 64;
     int32_t v__2 = ((((v__1) < (tokens) ? (v__1) : (tokens)) + q_start) - 1) / 16;
     end[0] = ((keys) < (v__2) ? (keys) : (v__2));
@@ -35,14 +35,9 @@ static int32_t select_blocks_kernel(int32_t* indices, float* k, float* q, float*
       int32_t v__3 = end[0] - j0[0];
       rows[0] = ((64) < (v__3) ? (64) : (v__3));
       nsa::product<64, 4, 4, nsa::ZERO>(s, 64, (&(k[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)32) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 1, q_t, rows[0], 32, s);
-      for (int32_t lane_1 = 0; lane_1 < 64; ++lane_1) {
-        for (int32_t j = 0; j < rows[0]; ++j) {
-          scores[(((((((int64_t)worker) * ((int64_t)blocks)) * (int64_t)64) + (((int64_t)lane_1) * ((int64_t)blocks))) + ((int64_t)j0[(int64_t)0])) + ((int64_t)j))] = s[((((int64_t)j) * (int64_t)64) + ((int64_t)lane_1))];
-        }
-      }
+      nsa::unpack_lanes<nsa::f32, 1>((&(scores[(((((int64_t)worker) * ((int64_t)blocks)) * (int64_t)64) + ((int64_t)j0[(int64_t)0]))])), ((int64_t)blocks), 0, s, 64, filled[0], rows[0], ones);
     }
-    int32_t v__4 = tokens - t0[0];
-    for (int32_t t = 0; t < ((64) < (v__4) ? (64) : (v__4)); ++t) {
+    for (int32_t t = 0; t < ((64) < (v_) ? (64) : (v_)); ++t) {
       nsa::select_top((&(indices[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)8) + (((((int64_t)t0[(int64_t)0]) + ((int64_t)t)) * ((int64_t)kv_heads)) * (int64_t)8)) + (((int64_t)h[(int64_t)0]) * (int64_t)8))])), (&(scores[(((((int64_t)worker) * ((int64_t)blocks)) * (int64_t)64) + (((int64_t)t) * ((int64_t)blocks)))])), (((q_start + t0[0]) + t) / 16), 8, 0, 1);
     }
   }

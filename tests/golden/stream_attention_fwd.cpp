@@ -9,6 +9,7 @@ static int32_t stream_attention_kernel(float* k, float* lse, float* out, float* 
   int32_t h[1];
   int32_t t0[1];
   int32_t chunk[1];
+  int32_t filled[1];
   float q_t[2048];
   int32_t lo[64];
   int32_t hi[64];
@@ -29,77 +30,58 @@ static int32_t stream_attention_kernel(float* k, float* lse, float* out, float* 
     int32_t first = (q_start + t0[0]);
     int32_t v_ = t0[0] + 64;
     int32_t last = ((((v_) < (tokens) ? (v_) : (tokens)) + q_start) - 1);
-    int32_t b_1 = b[0];
+    int32_t v__1 = tokens - t0[0];
+    filled[0] = ((64) < (v__1) ? (64) : (v__1));
+    nsa::pack_lanes<nsa::f32, 1>(q_t, 64, (&(q[((((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32)) + (((int64_t)chunk[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 32, filled[0], 32, nsa::log2_units(scale));
+    int32_t filled_1 = filled[0];
     int32_t t0_1 = t0[0];
-    int32_t h_1 = h[0];
-    int32_t g = chunk[0];
     for (int32_t lane = 0; lane < 64; ++lane) {
-      if (((t0_1 + lane) < tokens) && (g < 1)) {
-        for (int32_t c = 0; c < 32; ++c) {
-          q_t[((c * 64) + lane)] = (q[(((((((((int64_t)b_1) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + (((((int64_t)t0_1) + ((int64_t)lane)) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h_1) * (int64_t)32)) + (((int64_t)g) * (int64_t)32)) + ((int64_t)c))] * nsa::log2_units(scale));
-        }
-        int32_t v__1 = ((q_start + t0_1) + lane) - 63;
-        int32_t v__2 = (v__1) < (keys) ? (v__1) : (keys);
-        lo[lane] = ((0) > (v__2) ? (0) : (v__2));
-        int32_t v__3 = ((q_start + t0_1) + lane) + 1;
-        int32_t v__4 = (v__3) < (keys) ? (v__3) : (keys);
-        hi[lane] = ((0) > (v__4) ? (0) : (v__4));
-      } else {
-        for (int32_t c_1 = 0; c_1 < 32; ++c_1) {
-          q_t[((c_1 * 64) + lane)] = 0.000000e+00f;
-        }
-        lo[lane] = 0;
-        hi[lane] = 0;
+      lo[lane] = 0;
+      hi[lane] = 0;
+      if (lane < filled_1) {
+        int32_t v__2 = ((q_start + t0_1) + lane) - 63;
+        int32_t v__3 = (v__2) < (keys) ? (v__2) : (keys);
+        lo[lane] = ((0) > (v__3) ? (0) : (v__3));
+        int32_t v__4 = ((q_start + t0_1) + lane) + 1;
+        int32_t v__5 = (v__4) < (keys) ? (v__4) : (keys);
+        hi[lane] = ((0) > (v__5) ? (0) : (v__5));
       }
     }
     nsa::fill(top, -INFINITY, 64);
     nsa::fill(total, 0.000000e+00f, 64);
     nsa::fill(o_t, 0.000000e+00f, 2048);
     end[0] = 0;
-    int32_t v__5 = end[0];
-    int32_t v__6 = first - 63;
-    int32_t v__7 = (v__6) < (keys) ? (v__6) : (keys);
-    int32_t v__8 = (0) > (v__7) ? (0) : (v__7);
-    begin[0] = ((v__5) > (v__8) ? (v__5) : (v__8));
-    int32_t v__9 = begin[0];
-    int32_t v__10 = last + 1;
-    int32_t v__11 = (v__10) < (keys) ? (v__10) : (keys);
-    int32_t v__12 = (0) > (v__11) ? (0) : (v__11);
-    end[0] = ((v__9) > (v__12) ? (v__9) : (v__12));
+    int32_t v__6 = end[0];
+    int32_t v__7 = first - 63;
+    int32_t v__8 = (v__7) < (keys) ? (v__7) : (keys);
+    int32_t v__9 = (0) > (v__8) ? (0) : (v__8);
+    begin[0] = ((v__6) > (v__9) ? (v__6) : (v__9));
+    int32_t v__10 = begin[0];
+    int32_t v__11 = last + 1;
+    int32_t v__12 = (v__11) < (keys) ? (v__11) : (keys);
+    int32_t v__13 = (0) > (v__12) ? (0) : (v__12);
+    end[0] = ((v__10) > (v__13) ? (v__10) : (v__13));
     for (int32_t i = 0; i < (((end[0] + 63) - begin[0]) >> 6); ++i) {
       j0[0] = ((i * 64) + begin[0]);
-      int32_t v__13 = end[0] - j0[0];
-      rows[0] = ((64) < (v__13) ? (64) : (v__13));
+      int32_t v__14 = end[0] - j0[0];
+      rows[0] = ((64) < (v__14) ? (64) : (v__14));
       nsa::product<64, 4, 4, nsa::ZERO>(s, 64, (&(k[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)32) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 1, q_t, rows[0], 32, alpha);
       if (((j0[0] < 0) || (((j0[0] + 63) < last) && (j0[0] < keys))) || ((0 < (j0[0] + rows[0])) && (((first + 1) < (j0[0] + rows[0])) || (keys < (j0[0] + rows[0]))))) {
-        for (int32_t j = 0; j < rows[0]; ++j) {
-          for (int32_t lane_1 = 0; lane_1 < 64; ++lane_1) {
-            float condval;
-            if (((lo[lane_1] <= (j0[0] + j)) && ((j0[0] + j) < hi[lane_1]))) {
-              condval = s[((((int64_t)j) * (int64_t)64) + ((int64_t)lane_1))];
-            } else {
-              condval = -INFINITY;
-            }
-            s[((((int64_t)j) * (int64_t)64) + ((int64_t)lane_1))] = condval;
-          }
-        }
+        nsa::mask_lanes<64, 1>(s, lo, hi, j0[0], rows[0]);
       }
       nsa::softmax_step<64>(s, rows[0], top, total, alpha);
       nsa::product<64, 4, 4, nsa::RESCALE>(o_t, 64, (&(v[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)32) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), 1, (((int64_t)kv_heads) * (int64_t)32), s, 32, rows[0], alpha);
     }
-    int32_t b_2 = b[0];
+    int32_t filled_2 = filled[0];
+    int32_t b_1 = b[0];
     int32_t t0_2 = t0[0];
-    int32_t h_2 = h[0];
-    int32_t g_1 = chunk[0];
-    for (int32_t lane_2 = 0; lane_2 < 64; ++lane_2) {
-      if (((t0_2 + lane_2) < tokens) && (g_1 < 1)) {
-        float norm = nsa::inverse(total[lane_2]);
-        for (int32_t c_2 = 0; c_2 < 32; ++c_2) {
-          out[(((((((((int64_t)b_2) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + (((((int64_t)t0_2) + ((int64_t)lane_2)) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h_2) * (int64_t)32)) + (((int64_t)g_1) * (int64_t)32)) + ((int64_t)c_2))] = (o_t[((c_2 * 64) + lane_2)] * norm);
-        }
-        lse[(((((((int64_t)b_2) * ((int64_t)kv_heads)) * ((int64_t)tokens)) + ((((int64_t)t0_2) + ((int64_t)lane_2)) * ((int64_t)kv_heads))) + ((int64_t)h_2)) + ((int64_t)g_1))] = nsa::log_sum_exp(top[lane_2], total[lane_2]);
-      }
+    int32_t h_1 = h[0];
+    int32_t chunk_1 = chunk[0];
+    for (int32_t lane_1 = 0; lane_1 < filled_2; ++lane_1) {
+      lse[(((((((int64_t)b_1) * ((int64_t)kv_heads)) * ((int64_t)tokens)) + ((((int64_t)t0_2) + ((int64_t)lane_1)) * ((int64_t)kv_heads))) + ((int64_t)h_1)) + ((int64_t)chunk_1))] = nsa::log_sum_exp(top[lane_1], total[lane_1]);
+      total[lane_1] = nsa::inverse(total[lane_1]);
     }
+    nsa::unpack_lanes<nsa::f32, 1>((&(out[((((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32)) + (((int64_t)chunk[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 32, o_t, 64, filled[0], 32, total);
   }
   return 0;
 }

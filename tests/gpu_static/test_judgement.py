@@ -18,16 +18,20 @@ from nsa_codegen.cli.shown import find_kernels
 from nsa_codegen.cli.stages import kernel_resources
 from nsa_codegen.manifest import RequestKey
 from nsa_codegen.nvcc import compile_cubin, find_nvcc
+from nsa_codegen.ops import Sizes
 from nsa_codegen.requests import needed_requests
 from nsa_codegen.resources import Resources, cubin_resources
 from nsa_codegen.spec import NSASpec
 from nsa_codegen.target import GPU_TARGETS, GpuTarget
+from nsa_codegen.tuning.cost_gpu import predicted_occupancy
+from nsa_codegen.tuning.gpu_loops import launches
 
 ROOT = Path(__file__).parents[2] / "generated"
 EXAMPLE = Path(__file__).parents[2] / "benchmarks" / "results" / "tilelang-nsa-example.json"
 GPUS = re.findall(r"^GPUS \?= (.*)$", (ROOT.parent / "Makefile").read_text(), re.MULTILINE)[0].split()
 CUDA = [t for t in GPU_TARGETS.values() if t.name in GPUS and t.kind == "cuda"]
 DTYPE = "bfloat16"
+SIZES = Sizes(batch=1, tokens=4096, keys=4096, kv_heads=1)  # what fits a multiprocessor does not hang on them
 
 
 def shipped(preset: str, target: GpuTarget) -> dict[str, tuple[Any, Path]]:
@@ -55,6 +59,22 @@ def test_no_shipped_kernel_has_a_fault(preset: str, target: GpuTarget) -> None:
             found[name] = wrong
     assert not found, "\n".join(f"{name}: {'; '.join(wrong)}" for name, wrong in found.items())
     assert {"stream_attention_fwd", "stream_attention_bwd", "gather_attention_fwd", "gather_attention_bwd"} <= kinds
+
+
+def test_occupancy_is_what_the_schedule_predicted() -> None:
+    """Of kernels with products: the thread blocks that fit a multiprocessor, told without a compiler and with it."""
+    apart: dict[str, int] = {}
+    for target in CUDA:
+        for preset in ("seed", "paper"):
+            for name, (request, folder) in shipped(preset, target).items():
+                found = [x for x in launches(request.desc, request.schedule, target, SIZES) if x.products]
+                if found:
+                    compiled = stored_resources(folder).blocks_per_processor
+                    guessed = min(predicted_occupancy(x, target).blocks for x in found)
+                    apart[f"{target.name} {preset} {name}"] = abs(compiled - guessed)
+                    assert guessed >= 1 and (abs(compiled - guessed) <= 1 or len(found) > 1), (target.name, name)
+    assert len(apart) >= 20 * len(CUDA)
+    assert sum(d == 0 for d in apart.values()) >= 0.8 * len(apart), {name: d for name, d in apart.items() if d}
 
 
 @pytest.mark.parametrize("target", CUDA, ids=str)

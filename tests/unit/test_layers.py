@@ -13,7 +13,7 @@ LAYERS = (
     "errors", "index_sets", "program", "spec", "desc", "target", "occupancy", "schedule", "tiling", "source",
     "manifest", "store", "compiler", "nvcc", "sass", "resources", "workarounds", "reference", "ops", "templates",
     "lowering_gpu", "lowering", "binaries", "build", "selection", "requests", "executor", "emitted", "device",
-    "dispatch", "checks", "autograd", "conformance", "functional", "nn", "demo", "bench", "cli",
+    "dispatch", "inference", "checks", "autograd", "conformance", "functional", "nn", "demo", "bench", "tuning", "cli",
 )  # fmt: skip
 WITHOUT_TORCH = LAYERS[: LAYERS.index("reference")]
 KERNEL_LIBRARIES = {"tilelang", "tvm", "tvm_ffi", "triton"}

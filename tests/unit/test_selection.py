@@ -10,11 +10,12 @@ import pytest
 
 from nsa_codegen.desc import KernelDesc
 from nsa_codegen.errors import ScheduleError
+from nsa_codegen.index_sets import window
 from nsa_codegen.requests import needed_requests
-from nsa_codegen.schedule import CpuSchedule, ScheduleSpace
+from nsa_codegen.schedule import CpuSchedule, GpuSchedule, ScheduleSpace, narrowed
 from nsa_codegen.selection import schedules_folder, select
 from nsa_codegen.spec import NSASpec
-from nsa_codegen.target import CPU_TARGETS, TARGETS, Target
+from nsa_codegen.target import CPU_TARGETS, GPU_TARGETS, TARGETS, Target
 
 V4, V3, GENERIC = (TARGETS[name] for name in ("x86_64_v4", "x86_64_v3", "generic"))
 DESC = KernelDesc.of("stream_attention", "float32", group=4, dk=64, dv=64)
@@ -146,3 +147,27 @@ def test_every_gpu_kernel_of_the_presets_has_a_generic_schedule(target: Target, 
     assert {r.desc.op for r in requests} >= {"stream_attention", "gather_attention", "select_blocks", "compress"}
     for request in requests:
         assert ScheduleSpace.check(request.schedule, request.desc, target) is None
+
+
+@pytest.mark.parametrize(("group", "lanes"), [(1, 16), (4, 16), (16, 16), (17, 32), (40, 64)])
+def test_a_call_of_few_queries_has_as_many_lanes_as_one_query_fills(group: int, lanes: int) -> None:
+    desc = KernelDesc.of("stream_attention", "float32", visible=window(9), group=group, dk=64, dv=64)
+    usual = CpuSchedule(query_lanes=64, key_tile=32)
+    assert narrowed(usual, desc, V4) == CpuSchedule(query_lanes=lanes, key_tile=32)
+    backward = KernelDesc.of(
+        "stream_attention", "float32", direction="bwd", visible=window(9), part="queries", group=group, dk=64, dv=64
+    )
+    assert narrowed(usual, backward, V4) == usual
+    assert narrowed(CpuSchedule(query_lanes=16), desc, V4) == CpuSchedule(query_lanes=16)
+    assert narrowed(GpuSchedule(), desc, GPU_TARGETS["sm_80"]) == GpuSchedule()
+
+
+def test_kernels_for_few_queries_are_built_ahead() -> None:
+    requests = needed_requests(NSASpec.paper().program(), "float32", V4, "fwd")
+    lanes: dict[KernelDesc, set[int]] = {}
+    for request in requests:
+        lanes.setdefault(request.desc, set()).add(request.schedule.query_lanes)
+    assert {desc.op for desc, found in lanes.items() if 16 in found and len(found) == 2} == {
+        "stream_attention", "select_blocks",
+    }  # fmt: skip
+    assert len(set(requests)) == len(requests)

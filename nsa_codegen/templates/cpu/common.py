@@ -6,7 +6,7 @@ from typing import Any
 import tilelang.language as T
 
 from ...desc import KernelDesc
-from ...index_sets import Bound, Range
+from ...index_sets import Bound
 from ...schedule import Schedule
 
 NEG_INF = T.float32(float("-inf"))
@@ -74,9 +74,43 @@ def _position_stride(x: Any) -> Any:
     return stride
 
 
+def pack_lanes(dtype: str, dst: Any, x: Any, heads: int, rows: Any, factor: Any, *index: Any) -> Any:
+    """Return the call that lays rows of `x`, from `index` on, in the lanes of `dst` [dim, lanes], times `factor`.
+
+    Rows are positions, or with a `heads` dimension in `x` [batch, positions, kv_heads, heads, dim] those of a position
+    in order; `index` is that of the first row. Lanes past `rows` become 0.
+    """
+    name = f"pack_lanes<{ELEMENT[dtype]}, {heads}>"
+    source = T.address_of(x[(*index, 0)])
+    return call(name, dst.data, dst.shape[-1], source, _position_stride(x), x.shape[-1], rows, x.shape[-1], factor)
+
+
+def unpack_lanes(dtype: str, x: Any, src: Any, heads: int, rows: Any, factors: Any, *index: Any) -> Any:
+    """Return the call that writes lanes of `src` [dim, lanes], times their factors, as rows of `x` (`pack_lanes`)."""
+    name = f"unpack_lanes<{ELEMENT[dtype]}, {heads}>"
+    target = T.address_of(x[(*index, 0)])
+    return call(
+        name, target, _position_stride(x), x.shape[-1], src.data, src.shape[-1], rows, x.shape[-1], factors.data
+    )
+
+
+def rows_of_tile(tile: Any, group: int, tokens: Any, t0: Any, chunk: Any) -> Any:
+    """Return how many lanes of a tile of (query, head) rows hold one: the first ones."""
+    if tile.chunks > 1:
+        return T.min(tile.heads, group - chunk * tile.heads)
+    return T.min(tile.queries, tokens - t0) * tile.heads
+
+
 def product(lanes: int, schedule: Schedule, start: str) -> str:
     """Return the name of the register-tiled product over `lanes` lanes that starts from `start`."""
     return f"product<{lanes}, {schedule.register_rows}, {schedule.register_vectors}, nsa::{start}>"
+
+
+def listed_product(width: int, rows: int, schedule: Schedule) -> str:
+    """Return the name of the product of `rows` rows with listed blocks `width` wide: few rows take more vectors."""
+    taken = min(schedule.register_rows, 1 << rows.bit_length() - 1)
+    vectors = schedule.register_rows * schedule.register_vectors // taken
+    return f"product_listed<{width}, {taken}, {min(8, 1 << vectors.bit_length() - 1)}>"
 
 
 def bound_at(bound: Bound, position: Any, keys: Any) -> Any:
@@ -101,22 +135,6 @@ def decode_task(task: Any, tiles: Any, kv_heads: Any, chunks: int, queries: int)
     tile = T.truncmod(T.truncdiv(task, chunks), tiles)
     h = T.truncmod(T.truncdiv(task, chunks * tiles), kv_heads)
     return T.truncdiv(task, chunks * tiles * kv_heads), h, tile * queries, chunk
-
-
-def range_mask(ranges: tuple[Range, ...], lanes: int) -> Any:
-    """Return the macro that sets scores [keys, lanes] outside every range [lo, hi) of their lane's query to -inf."""
-
-    def inside(lo: Any, hi: Any, lane: Any, key: Any) -> Any:
-        seen = [T.And(lo[r, lane] <= key, key < hi[r, lane]) for r in range(len(ranges))]
-        return seen[0] if len(seen) == 1 else T.Or(*seen)
-
-    @T.macro
-    def mask(s, lo, hi, j0, rows):
-        for j in T.serial(rows):
-            for lane in T.serial(lanes):
-                s[j, lane] = T.if_then_else(inside(lo, hi, lane, j0 + j), s[j, lane], NEG_INF)
-
-    return mask
 
 
 @T.macro

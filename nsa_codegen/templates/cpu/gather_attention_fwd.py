@@ -12,7 +12,20 @@ from ...desc import KernelDesc
 from ...schedule import Schedule
 from ...target import Target
 from ...tiling import HEADS_PER_STEP, QUERIES_PER_TASK, padded
-from .common import ELEMENT, NEG_INF, STORAGE, call, decode_task, down, mask_tail, prelude, product, scalar, up
+from .common import (
+    ELEMENT,
+    NEG_INF,
+    STORAGE,
+    call,
+    decode_task,
+    down,
+    listed_product,
+    mask_tail,
+    prelude,
+    product,
+    scalar,
+    up,
+)
 
 
 def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any:
@@ -29,8 +42,8 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
     k_shape = (batch, kv_heads, blocks, dk, width) if packed else (batch, keys, kv_heads, dk)
     v_shape = (batch, kv_heads, blocks, block, columns) if packed else (batch, keys, kv_heads, dv)
 
-    def block_of(x: Any, staged: Any, b: Any, h: Any, j: Any) -> Any:
-        return T.address_of(x[b, h, j, 0, 0]) if packed else staged.data
+    def values_of(v: Any, staged: Any, b: Any, h: Any, j: Any) -> Any:
+        return T.address_of(v[b, h, j, 0, 0]) if packed else staged.data
 
     @T.macro
     def load_queries(q, q_up, b, t, h, chunk, scale):
@@ -44,9 +57,9 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
     @T.macro
     def stage_keys(k, k_t, b, h, j):
         call(
-            f"transpose_rows<{element}>",
-            *(k_t.data, width, T.address_of(k[b, j * block, h, 0]), T.int64(kv_heads) * dk),
-            *(T.min(block, keys - j * block), dk),
+            f"pack_lanes<{element}, 1>",
+            *(k_t.data, width, T.address_of(k[b, j * block, h, 0]), T.int64(kv_heads) * dk, dk),
+            *(T.min(block, keys - j * block), dk, T.float32(1)),
         )
 
     @T.macro
@@ -108,14 +121,20 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                         for i in T.serial(T.ceildiv(count, slots)):
                             base = i * slots
                             used = T.min(slots, count - base)
+                            if packed:
+                                call(
+                                    listed_product(width, heads, schedule),
+                                    *(s.data, row, q_up.data, dk, T.address_of(k[b, h, 0, 0, 0]), dk * width),
+                                    *(T.address_of(chosen[base]), used, heads, dk),
+                                )
                             for x in T.serial(used):
                                 if not packed:
                                     stage_keys(k, k_t, b, h, chosen[base + x])
-                                call(
-                                    product(width, schedule, "ZERO"),
-                                    *(T.address_of(s[0, x * width]), row, q_up.data, dk, 1),
-                                    *(block_of(k, k_t, b, h, chosen[base + x]), heads, dk, o.data),
-                                )
+                                    call(
+                                        product(width, schedule, "ZERO"),
+                                        *(T.address_of(s[0, x * width]), row, q_up.data, dk, 1),
+                                        *(k_t.data, heads, dk, o.data),
+                                    )
                                 seen = T.min(block, end - chosen[base + x] * block)
                                 mask_tail(s, heads, x * width + seen, (x + 1) * width)
                             for g in T.serial(heads):
@@ -130,12 +149,19 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                             for x in T.serial(used):
                                 if not packed:
                                     stage_values(v, v_up, b, h, chosen[base + x])
-                                call(
-                                    product(columns, schedule, "ADD"),
-                                    *(o.data, columns, T.address_of(s[0, x * width]), row, 1),
-                                    block_of(v, v_up, b, h, chosen[base + x]),
-                                    *(heads, T.min(block, end - chosen[base + x] * block), o.data),
-                                )
+                                seen = T.min(block, end - chosen[base + x] * block)
+                                if heads == 1:
+                                    call(
+                                        f"product_row<{columns}>",
+                                        *(o.data, T.address_of(s[0, x * width])),
+                                        *(values_of(v, v_up, b, h, chosen[base + x]), seen),
+                                    )
+                                else:
+                                    call(
+                                        product(columns, schedule, "ADD"),
+                                        *(o.data, columns, T.address_of(s[0, x * width]), row, 1),
+                                        *(values_of(v, v_up, b, h, chosen[base + x]), heads, seen, o.data),
+                                    )
                         store_outputs(out, lse, o, top, total, b, t, h, chunk)
 
     return gather_attention

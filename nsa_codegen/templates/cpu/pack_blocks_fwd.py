@@ -38,9 +38,9 @@ def get_pack_blocks_fwd_kernel(desc: KernelDesc, schedule: Schedule, target: Tar
                 rows = T.min(block, keys - j * block)
                 if layout == "columns":
                     call(
-                        f"transpose_rows<{element}>",
+                        f"pack_lanes<{element}, 1>",
                         *(T.address_of(packed[b, h, j, 0, 0]), padded(block)),
-                        *(T.address_of(x[b, j * block, h, 0]), T.int64(kv_heads) * dim, rows, dim),
+                        *(T.address_of(x[b, j * block, h, 0]), T.int64(kv_heads) * dim, dim, rows, dim, T.float32(1)),
                     )
                 else:
                     call(

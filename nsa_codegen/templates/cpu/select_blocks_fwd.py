@@ -20,12 +20,13 @@ from .common import (
     bound_at,
     call,
     decode_task,
+    pack_lanes,
     prelude,
     product,
     rows_at,
+    rows_of_tile,
     scalar,
     stage_rows,
-    up,
 )
 
 
@@ -53,19 +54,13 @@ def compressed_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
     )
 
     @T.macro
-    def load_queries(q, q_t, hi, b, t0, h, chunk, q_start, scale):
-        """Pack the tile's queries as [dk, lanes] in log2 units; a lane without a query sees no token."""
+    def load_bounds(lo, hi, filled, t0, q_start):
+        """Set the end of the tokens that each lane's query sees; a lane without a query sees none."""
         for lane in T.serial(lanes):
-            t = t0 + T.truncdiv(lane, heads)
-            g = chunk * heads + T.truncmod(lane, heads)
-            if T.And(lane < queries * heads, T.And(t < tokens, g < group)):
-                for c in T.serial(dk):
-                    q_t[c, lane] = up(dtype, q[b, t, h, g, c]) * scalar("log2_units", scale)
-                hi[lane] = bound_at(seen.hi, q_start + t, keys)
-            else:
-                for c in T.serial(dk):
-                    q_t[c, lane] = 0.0
-                hi[lane] = 0
+            lo[lane] = 0
+            hi[lane] = 0
+            if lane < filled:
+                hi[lane] = bound_at(seen.hi, q_start + t0 + T.truncdiv(lane, heads), keys)
 
     @T.prim_func
     def select_blocks(
@@ -87,10 +82,11 @@ def compressed_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
             top = T.alloc_local((lanes,), "float32")
             total = T.alloc_local((lanes,), "float32")
             factor = T.alloc_local((lanes,), "float32")
+            lo = T.alloc_local((lanes,), "int32")
             hi = T.alloc_local((lanes,), "int32")
             k_up = T.alloc_local((step if converted else 1, dk), "float32")
             b, h, t0 = (T.alloc_var("int32") for _ in range(3))
-            end, j0, rows, used, tiles = (T.alloc_var("int32") for _ in range(5))
+            end, j0, rows, used, tiles, filled = (T.alloc_var("int32") for _ in range(6))
             group_sum, block_sum = T.alloc_var("float32"), T.alloc_var("float32")
             for task in T.serial(task_lo, task_hi):
                 b, h, t0, _ = decode_task(task, T.ceildiv(tokens, queries), kv_heads, 1, queries)
@@ -100,7 +96,9 @@ def compressed_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                 used = T.truncdiv(last, block) + 1
                 call("fill", T.address_of(scores[worker, 0, 0]), T.float32(0), queries * blocks)
                 for chunk in T.serial(chunks):
-                    load_queries(q, q_t, hi, b, t0, h, chunk, q_start, scale)
+                    filled = rows_of_tile(tile, group, tokens, t0, chunk)
+                    pack_lanes(dtype, q_t, q, heads, filled, scalar("log2_units", scale), b, t0, h, chunk * heads)
+                    load_bounds(lo, hi, filled, t0, q_start)
                     call("fill", top.data, NEG_INF, lanes)
                     call("fill", total.data, T.float32(0), lanes)
                     for i in T.serial(T.ceildiv(end, step)):
@@ -113,9 +111,7 @@ def compressed_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                             *(s.data, lanes, *rows_at(dtype, k, k_up, b, j0, h), q_t.data, rows, dk, factor.data),
                         )
                         if j0 + rows > bound_at(seen.hi, first, keys):
-                            for j in T.serial(rows):
-                                for lane in T.serial(lanes):
-                                    s[j, lane] = T.if_then_else(j0 + j < hi[lane], s[j, lane], NEG_INF)
+                            call(f"mask_lanes<{lanes}, 1>", s.data, lo.data, hi.data, j0, rows)
                         call(f"softmax_step<{lanes}>", s.data, rows, top.data, total.data, factor.data)
                         call(sum_blocks, T.address_of(sums[worker, i, 0, 0]), s.data, rows)
                         call("copy", T.address_of(tops[worker, i, 0]), top.data, lanes)
@@ -159,13 +155,12 @@ def mean_key_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
     )
 
     @T.macro
-    def load_queries(q, q_t, b, t0, h):
+    def load_queries(q, q_t, q_head, rows, b, t0, h):
         """Pack the tile's queries, summed over the group's heads, as [dk, lanes]."""
-        call("fill", q_t.data, T.float32(0), dk * lanes)
-        for lane in T.serial(T.min(lanes, tokens - t0)):
-            for g in T.serial(group):
-                for c in T.serial(dk):
-                    q_t[c, lane] = q_t[c, lane] + up(dtype, q[b, t0 + lane, h, g, c])
+        pack_lanes(dtype, q_t, q, 1, rows, T.float32(1), b, t0, h, 0)
+        for g in T.serial(1, group):
+            pack_lanes(dtype, q_head, q, 1, rows, T.float32(1), b, t0, h, g)
+            call("add_row<nsa::f32>", q_t.data, q_head.data, dk * lanes)
 
     @T.prim_func
     def select_blocks(
@@ -180,12 +175,16 @@ def mean_key_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
     ):
         with T.Kernel(1, prelude=prelude(n)) as _:
             q_t = T.alloc_local((dk, lanes), "float32")
+            q_head = T.alloc_local((dk, lanes), "float32")
+            ones = T.alloc_local((lanes,), "float32")
             s = T.alloc_local((step, lanes), "float32")
             b, h, t0 = (T.alloc_var("int32") for _ in range(3))
-            end, j0, rows = (T.alloc_var("int32") for _ in range(3))
+            end, j0, rows, filled = (T.alloc_var("int32") for _ in range(4))
+            call("fill", ones.data, T.float32(1), lanes)
             for task in T.serial(task_lo, task_hi):
                 b, h, t0, _ = decode_task(task, T.ceildiv(tokens, lanes), kv_heads, 1, lanes)
-                load_queries(q, q_t, b, t0, h)
+                filled = T.min(lanes, tokens - t0)
+                load_queries(q, q_t, q_head, filled, b, t0, h)
                 end = T.min(keys, T.truncdiv(q_start + T.min(t0 + lanes, tokens) - 1, block))
                 for i in T.serial(T.ceildiv(end, step)):
                     j0 = i * step
@@ -194,9 +193,11 @@ def mean_key_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                         product(lanes, schedule, "ZERO"),
                         *(s.data, lanes, *rows_at("float32", k, k, b, j0, h), q_t.data, rows, dk, s.data),
                     )
-                    for lane in T.serial(lanes):
-                        for j in T.serial(rows):
-                            scores[worker, lane, j0 + j] = s[j, lane]
+                    call(
+                        "unpack_lanes<nsa::f32, 1>",
+                        *(T.address_of(scores[worker, 0, j0]), T.int64(blocks), 0),
+                        *(s.data, lanes, filled, rows, ones.data),
+                    )
                 for t in T.serial(T.min(lanes, tokens - t0)):
                     call(
                         "select_top",

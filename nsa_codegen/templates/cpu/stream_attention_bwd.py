@@ -23,13 +23,14 @@ from .common import (
     call,
     columns_at,
     decode_task,
-    down,
+    pack_lanes,
     prelude,
     product,
-    range_mask,
     rows_at,
+    rows_of_tile,
     scalar,
     stage_rows,
+    unpack_lanes,
     up,
 )
 
@@ -49,13 +50,9 @@ def queries_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
     staged = step if converted else 1
     batch, tokens, keys, kv_heads = (T.dynamic(n) for n in ("batch", "tokens", "keys", "kv_heads"))
 
-    mask = range_mask(ranges, lanes)
-
     @T.macro
-    def load_queries(q, out, lse, dout, dlse, q_t, do_t, logs, base, rest, lo, hi, b, t0, h, chunk, q_start, scale):
-        """Pack queries and output gradients as [dim, lanes]; a lane without a query has weight 0 everywhere."""
-        call("fill", q_t.data, T.float32(0), dk * lanes)
-        call("fill", do_t.data, T.float32(0), dv * lanes)
+    def load_rows(out, lse, dlse, do_t, logs, base, rest, lo, hi, filled, b, t0, h, chunk, q_start):
+        """Set what each lane's query starts from; a lane without a query has weight 0 everywhere."""
         for lane in T.serial(lanes):
             t = t0 + T.truncdiv(lane, heads)
             g = chunk * heads + T.truncmod(lane, heads)
@@ -65,11 +62,8 @@ def queries_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
             for r, _ in enumerate(ranges):
                 lo[r, lane] = 0
                 hi[r, lane] = 0
-            if T.And(lane < queries * heads, T.And(t < tokens, g < group)):
-                for c in T.serial(dk):
-                    q_t[c, lane] = up(dtype, q[b, t, h, g, c]) * scalar("log2_units", scale)
+            if lane < filled:
                 for c in T.serial(dv):
-                    do_t[c, lane] = up(dtype, dout[b, t, h, g, c])
                     base[lane] = base[lane] + do_t[c, lane] * up(dtype, out[b, t, h, g, c])
                 rest[lane] = -dlse[b, t, h, g]
                 logs[lane] = scalar("log2_of", lse[b, t, h, g])
@@ -78,14 +72,12 @@ def queries_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                     hi[r, lane] = bound_at(span.hi, q_start + t, keys)
 
     @T.macro
-    def store_gradients(dq, delta, weighted_t, mean_t, base, rest, b, t0, h, chunk, scale):
-        for lane in T.serial(queries * heads):
-            t = t0 + T.truncdiv(lane, heads)
-            g = chunk * heads + T.truncmod(lane, heads)
-            if T.And(t < tokens, g < group):
-                delta[b, t, h, g] = base[lane] + rest[lane]
-                for c in T.serial(dk):
-                    dq[b, t, h, g, c] = down(dtype, (weighted_t[c, lane] - rest[lane] * mean_t[c, lane]) * scale)
+    def store_gradients(dq, delta, weighted_t, mean_t, base, rest, filled, b, t0, h, chunk, scale):
+        call("subtract_lanes", weighted_t.data, mean_t.data, rest.data, lanes, dk)
+        for lane in T.serial(filled):
+            delta[b, t0 + T.truncdiv(lane, heads), h, chunk * heads + T.truncmod(lane, heads)] = base[lane] + rest[lane]
+        call("fill", base.data, scale, lanes)
+        unpack_lanes(dtype, dq, weighted_t, heads, filled, base, b, t0, h, chunk * heads)
 
     @T.prim_func
     def stream_attention_queries(
@@ -118,14 +110,17 @@ def queries_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
             k_up = T.alloc_local((staged, dk), "float32")
             v_up = T.alloc_local((staged, dv), "float32")
             b, h, t0, chunk = (T.alloc_var("int32") for _ in range(4))
-            begin, end, j0, rows = (T.alloc_var("int32") for _ in range(4))
+            begin, end, j0, rows, filled = (T.alloc_var("int32") for _ in range(5))
             for task in T.serial(task_lo, task_hi):
                 b, h, t0, chunk = decode_task(task, T.ceildiv(tokens, queries), kv_heads, chunks, queries)
                 first = q_start + t0
                 last = q_start + T.min(t0 + queries, tokens) - 1
-                load_queries(
-                    *(q, out, lse, dout, dlse, q_t, do_t, logs, base, rest, lo, hi),
-                    *(b, t0, h, chunk, q_start, scale),
+                filled = rows_of_tile(tile, group, tokens, t0, chunk)
+                pack_lanes(dtype, q_t, q, heads, filled, scalar("log2_units", scale), b, t0, h, chunk * heads)
+                pack_lanes(dtype, do_t, dout, heads, filled, T.float32(1), b, t0, h, chunk * heads)
+                load_rows(
+                    *(out, lse, dlse, do_t, logs, base, rest, lo, hi),
+                    *(filled, b, t0, h, chunk, q_start),
                 )
                 call("fill", weighted_t.data, T.float32(0), dk * lanes)
                 call("fill", mean_t.data, T.float32(0), dk * lanes)
@@ -144,7 +139,7 @@ def queries_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                             *(s.data, lanes, *rows_at(dtype, k, k_up, b, j0, h), q_t.data, rows, dk, s.data),
                         )
                         if T.Or(j0 < bound_at(span.lo, last, keys), j0 + rows > bound_at(span.hi, first, keys)):
-                            mask(s, lo, hi, j0, rows)
+                            call(f"mask_lanes<{lanes}, {len(ranges)}>", s.data, lo.data, hi.data, j0, rows)
                         call(
                             product(lanes, schedule, "ZERO"),
                             *(ds.data, lanes, *rows_at(dtype, v, v_up, b, j0, h), do_t.data, rows, dv, s.data),
@@ -156,7 +151,7 @@ def queries_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                                 *(gathered.data, lanes, *columns_at(dtype, k, k_up, b, j0, h)),
                                 *(weights.data, dk, rows, s.data),
                             )
-                store_gradients(dq, delta, weighted_t, mean_t, base, rest, b, t0, h, chunk, scale)
+                store_gradients(dq, delta, weighted_t, mean_t, base, rest, filled, b, t0, h, chunk, scale)
 
     return stream_attention_queries
 
@@ -218,20 +213,16 @@ def keys_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
             ds = T.alloc_local((step, lanes), "float32")
             q_up = T.alloc_local((staged, dk), "float32")
             do_up = T.alloc_local((staged, dv), "float32")
+            factors = T.alloc_local((lanes,), "float32")
             b, h, j0, wide = (T.alloc_var("int32") for _ in range(4))
             begin, end, t0, rows = (T.alloc_var("int32") for _ in range(4))
             for task in T.serial(task_lo, task_hi):
                 b, h, j0, _ = decode_task(task, T.ceildiv(keys, lanes), kv_heads, 1, lanes)
                 wide = T.min(lanes, keys - j0)
-                call("fill", k_t.data, T.float32(0), dk * lanes)
-                call("fill", v_t.data, T.float32(0), dv * lanes)
+                pack_lanes(dtype, k_t, k, 1, wide, scalar("log2_units", scale), b, j0, h)
+                pack_lanes(dtype, v_t, v, 1, wide, T.float32(1), b, j0, h)
                 call("fill", dk_t.data, T.float32(0), dk * lanes)
                 call("fill", dv_t.data, T.float32(0), dv * lanes)
-                for lane in T.serial(wide):
-                    for c in T.serial(dk):
-                        k_t[c, lane] = up(dtype, k[b, j0 + lane, h, c]) * scalar("log2_units", scale)
-                    for c in T.serial(dv):
-                        v_t[c, lane] = up(dtype, v[b, j0 + lane, h, c])
                 for r, span in enumerate(ranges):
                     begin = first_query(span, j0, q_start)
                     end = past_query(span, j0 + wide, q_start)
@@ -276,10 +267,9 @@ def keys_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                                 *(ds.data, dk, rows, s.data),
                             )
                             call("add_row<nsa::f32>", dk_t.data, part.data, dk * lanes)
-                for lane in T.serial(wide):
-                    for c in T.serial(dk):
-                        grad_k[b, j0 + lane, h, c] = down(dtype, dk_t[c, lane] * scale)
-                    for c in T.serial(dv):
-                        grad_v[b, j0 + lane, h, c] = down(dtype, dv_t[c, lane])
+                call("fill", factors.data, scale, lanes)
+                unpack_lanes(dtype, grad_k, dk_t, 1, wide, factors, b, j0, h)
+                call("fill", factors.data, T.float32(1), lanes)
+                unpack_lanes(dtype, grad_v, dv_t, 1, wide, factors, b, j0, h)
 
     return stream_attention_keys

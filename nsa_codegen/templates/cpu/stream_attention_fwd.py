@@ -19,14 +19,14 @@ from .common import (
     call,
     columns_at,
     decode_task,
-    down,
+    pack_lanes,
     prelude,
     product,
-    range_mask,
     rows_at,
+    rows_of_tile,
     scalar,
     stage_rows,
-    up,
+    unpack_lanes,
 )
 
 
@@ -41,37 +41,25 @@ def get_stream_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
     staged = step if converted else 1  # rows of K and V held as float32; float32 is read in place
     batch, tokens, keys, kv_heads = (T.dynamic(n) for n in ("batch", "tokens", "keys", "kv_heads"))
 
-    mask = range_mask(ranges, lanes)
-
     @T.macro
-    def load_queries(q, q_t, lo, hi, b, t0, h, chunk, q_start, scale):
-        """Pack the tile's queries as [dk, lanes] in log2 units; a lane without a query sees no key."""
+    def load_bounds(lo, hi, filled, t0, q_start):
+        """Set the range of keys of each lane's query; a lane without a query sees no key."""
         for lane in T.serial(lanes):
-            t = t0 + T.truncdiv(lane, heads)
-            g = chunk * heads + T.truncmod(lane, heads)
-            if T.And(lane < queries * heads, T.And(t < tokens, g < group)):
-                for c in T.serial(dk):
-                    q_t[c, lane] = up(dtype, q[b, t, h, g, c]) * scalar("log2_units", scale)
-                for r, span in enumerate(ranges):
-                    lo[r, lane] = bound_at(span.lo, q_start + t, keys)
-                    hi[r, lane] = bound_at(span.hi, q_start + t, keys)
-            else:
-                for c in T.serial(dk):
-                    q_t[c, lane] = 0.0
-                for r, _ in enumerate(ranges):
-                    lo[r, lane] = 0
-                    hi[r, lane] = 0
+            for r, span in enumerate(ranges):
+                lo[r, lane] = 0
+                hi[r, lane] = 0
+                if lane < filled:
+                    lo[r, lane] = bound_at(span.lo, q_start + t0 + T.truncdiv(lane, heads), keys)
+                    hi[r, lane] = bound_at(span.hi, q_start + t0 + T.truncdiv(lane, heads), keys)
 
     @T.macro
-    def store_outputs(out, lse, o_t, top, total, b, t0, h, chunk):
-        for lane in T.serial(queries * heads):
-            t = t0 + T.truncdiv(lane, heads)
-            g = chunk * heads + T.truncmod(lane, heads)
-            if T.And(t < tokens, g < group):
-                norm = scalar("inverse", total[lane])
-                for c in T.serial(dv):
-                    out[b, t, h, g, c] = down(dtype, o_t[c, lane] * norm)
-                lse[b, t, h, g] = scalar("log_sum_exp", top[lane], total[lane])
+    def store_sums(lse, top, total, filled, b, t0, h, chunk):
+        """Write each row's log-sum-exp, and make of its sum the factor that its output lacks."""
+        for lane in T.serial(filled):
+            lse[b, t0 + T.truncdiv(lane, heads), h, chunk * heads + T.truncmod(lane, heads)] = scalar(
+                "log_sum_exp", top[lane], total[lane]
+            )
+            total[lane] = scalar("inverse", total[lane])
 
     @T.prim_func
     def stream_attention(
@@ -97,12 +85,14 @@ def get_stream_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
             k_up = T.alloc_local((staged, dk), "float32")
             v_up = T.alloc_local((staged, dv), "float32")
             b, h, t0, chunk = (T.alloc_var("int32") for _ in range(4))
-            begin, end, j0, rows = (T.alloc_var("int32") for _ in range(4))
+            begin, end, j0, rows, filled = (T.alloc_var("int32") for _ in range(5))
             for task in T.serial(task_lo, task_hi):
                 b, h, t0, chunk = decode_task(task, T.ceildiv(tokens, queries), kv_heads, chunks, queries)
                 first = q_start + t0
                 last = q_start + T.min(t0 + queries, tokens) - 1
-                load_queries(q, q_t, lo, hi, b, t0, h, chunk, q_start, scale)
+                filled = rows_of_tile(tile, group, tokens, t0, chunk)
+                pack_lanes(dtype, q_t, q, heads, filled, scalar("log2_units", scale), b, t0, h, chunk * heads)
+                load_bounds(lo, hi, filled, t0, q_start)
                 call("fill", top.data, NEG_INF, lanes)
                 call("fill", total.data, T.float32(0), lanes)
                 call("fill", o_t.data, T.float32(0), dv * lanes)
@@ -121,12 +111,13 @@ def get_stream_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                             *(s.data, lanes, *rows_at(dtype, k, k_up, b, j0, h), q_t.data, rows, dk, alpha.data),
                         )
                         if T.Or(j0 < bound_at(span.lo, last, keys), j0 + rows > bound_at(span.hi, first, keys)):
-                            mask(s, lo, hi, j0, rows)
+                            call(f"mask_lanes<{lanes}, {len(ranges)}>", s.data, lo.data, hi.data, j0, rows)
                         call(f"softmax_step<{lanes}>", s.data, rows, top.data, total.data, alpha.data)
                         call(
                             product(lanes, schedule, "RESCALE"),
                             *(o_t.data, lanes, *columns_at(dtype, v, v_up, b, j0, h), s.data, dv, rows, alpha.data),
                         )
-                store_outputs(out, lse, o_t, top, total, b, t0, h, chunk)
+                store_sums(lse, top, total, filled, b, t0, h, chunk)
+                unpack_lanes(dtype, out, o_t, heads, filled, total, b, t0, h, chunk * heads)
 
     return stream_attention

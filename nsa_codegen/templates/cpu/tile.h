@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#include <utility>
 #if defined(__F16C__)
 #include <immintrin.h>
 #endif
@@ -25,6 +26,29 @@ NSA_INLINE void store(float *p, vf x) { *(vf_mem *)p = x; }
 NSA_INLINE vf splat(float x) { return x - vf{}; }
 NSA_INLINE vf select(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
 NSA_INLINE vf max(vf a, vf b) { return select(a > b, a, b); }
+
+template <int D, int... J> NSA_INLINE vf rotate(vf x, std::integer_sequence<int, J...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(x, x, (J ^ D)...);
+#else
+  return __builtin_shuffle(x, (vi){(J ^ D)...});
+#endif
+}
+
+// In every lane, what `both` makes of all lanes, halves first.
+template <typename F, int D = W / 2> NSA_INLINE vf fold(vf x, F both) {
+  x = both(x, rotate<D>(x, std::make_integer_sequence<int, W>()));
+  if constexpr (D > 1)
+    return fold<F, D / 2>(x, both);
+  return x;
+}
+
+NSA_INLINE float greatest(vf x) {
+  return fold(x, [](vf a, vf b) __attribute__((always_inline)) { return max(a, b); })[0];
+}
+NSA_INLINE float total(vf x) {
+  return fold(x, [](vf a, vf b) __attribute__((always_inline)) { return a + b; })[0];
+}
 
 // 2^x for x <= 0.5: exactly 1 at 0, exactly 0 below -126 and at -inf, NaN at NaN; relative error below 2e-7.
 NSA_INLINE vf exp2(vf x) {
@@ -210,6 +234,86 @@ NSA_INLINE void product(float *C, int ldc, const float *A, int64_t a_row, int64_
       product_rows<2 * R, 1, START>(C + lane, ldc, A, a_row, a_depth, B + lane, LANES, rows, depth, alpha + lane);
 }
 
+// V vectors side by side of blocks that a list names: C[r][v] = sum_k A[r * a_row + k] * B[v][k * ldb].
+template <int R, int V>
+NSA_INLINE void listed_tile(float *C, int ldc, const float *A, int64_t a_row, const float *const *B, int ldb, int depth) {
+  vf acc[R][V] = {};
+  for (int k = 0; k < depth; k++) {
+    vf b[V];
+    NSA_UNROLL for (int v = 0; v < V; v++) b[v] = load(B[v] + k * ldb);
+    NSA_UNROLL for (int r = 0; r < R; r++) {
+      vf a = splat(A[r * a_row + k]);
+      NSA_UNROLL for (int v = 0; v < V; v++) acc[r][v] += a * b[v];
+    }
+  }
+  NSA_UNROLL for (int r = 0; r < R; r++) NSA_UNROLL for (int v = 0; v < V; v++)
+      store(C + r * ldc + v * W, acc[r][v]);
+}
+
+template <int WIDTH, int R, int V>
+NSA_INLINE void listed_columns(float *C, int ldc, const float *A, int64_t a_row, const float *B, int64_t stride,
+                               const int32_t *list, int done, int count, int depth) {
+  constexpr int per = WIDTH / W;
+  for (; done + V <= count * per; done += V) {
+    const float *at[V];
+    NSA_UNROLL for (int v = 0; v < V; v++) at[v] = B + list[(done + v) / per] * stride + (done + v) % per * W;
+    listed_tile<R, V>(C + done * W, ldc, A, a_row, at, WIDTH, depth);
+  }
+  if constexpr (V > 1)
+    if (done < count * per)
+      listed_columns<WIDTH, R, V / 2>(C, ldc, A, a_row, B, stride, list, done, count, depth);
+}
+
+// C[rows][count * WIDTH] = A[rows][depth] * the blocks [depth][WIDTH] of B, `stride` apart, that list[0:count] names. Blocks
+// narrower than a register tile are taken together, so that few rows still fill it.
+template <int WIDTH, int R, int V>
+NSA_INLINE void product_listed(float *C, int ldc, const float *A, int64_t a_row, const float *B, int64_t stride,
+                               const int32_t *list, int count, int rows, int depth) {
+  int r = 0;
+  for (; r + R <= rows; r += R)
+    listed_columns<WIDTH, R, V>(C + r * ldc, ldc, A + r * a_row, a_row, B, stride, list, 0, count, depth);
+  if constexpr (R > 1)
+    if (r < rows)
+      product_listed<WIDTH, R / 2, V>(C + r * ldc, ldc, A + r * a_row, a_row, B, stride, list, count, rows - r, depth);
+}
+
+// C[LANES] += A[depth] * B[depth][LANES] for a single row, in several partial sums: one would wait for its own additions.
+template <int LANES> NSA_INLINE void product_row(float *C, const float *A, const float *B, int depth) {
+  constexpr int V = LANES / W < 8 ? LANES / W : 8, P = 8 / V;
+  for (int lane = 0; lane < LANES; lane += V * W) {
+    vf acc[P][V] = {};
+    int k = 0;
+    for (; k + P <= depth; k += P)
+      NSA_UNROLL for (int p = 0; p < P; p++) NSA_UNROLL for (int v = 0; v < V; v++)
+          acc[p][v] += splat(A[k + p]) * load(B + (int64_t)(k + p) * LANES + lane + v * W);
+    for (; k < depth; k++)
+      NSA_UNROLL for (int v = 0; v < V; v++) acc[0][v] += splat(A[k]) * load(B + (int64_t)k * LANES + lane + v * W);
+    NSA_UNROLL for (int v = 0; v < V; v++) {
+      vf sum = load(C + lane + v * W);
+      NSA_UNROLL for (int p = 0; p < P; p++) sum += acc[p][v];
+      store(C + lane + v * W, sum);
+    }
+  }
+}
+
+// Scores S[rows][LANES] of keys from j0 on become -inf outside all of the ranges lo[r][lane] <= key < hi[r][lane].
+template <int LANES, int RANGES>
+NSA_INLINE void mask_lanes(float *S, const int32_t *lo, const int32_t *hi, int j0, int rows) {
+  for (int lane = 0; lane < LANES; lane += W) {
+    vi from[RANGES], to[RANGES];
+    NSA_UNROLL for (int r = 0; r < RANGES; r++) {
+      memcpy(&from[r], lo + r * LANES + lane, sizeof(vi));
+      memcpy(&to[r], hi + r * LANES + lane, sizeof(vi));
+    }
+    for (int j = 0; j < rows; j++) {
+      vi key = vi{} + (j0 + j), seen = vi{};
+      NSA_UNROLL for (int r = 0; r < RANGES; r++) seen |= (from[r] <= key) & (key < to[r]);
+      float *s = S + j * LANES + lane;
+      store(s, select(seen, load(s), splat(-INFINITY)));
+    }
+  }
+}
+
 // One step of the running softmax over `rows` keys, a query in each lane. Turns scores (log2 units, -inf where
 // masked) into weights in place; m: running maximum, l: running sum, alpha: factor for what was summed before.
 template <int LANES> NSA_INLINE void softmax_step(float *S, int rows, float *m, float *l, float *alpha) {
@@ -236,19 +340,15 @@ NSA_INLINE float softmax_row(float *s, int n, float *m, float *l) {
   vf best = splat(-INFINITY), sums = vf{};
   for (int i = 0; i < n; i += W)
     best = max(load(s + i), best);
-  float before = *m, top = before, sum = 0.0f;
-  for (int i = 0; i < W; i++)
-    top = best[i] > top ? best[i] : top;
+  float before = *m, most = greatest(best), top = most > before ? most : before;
   float safe = top == -INFINITY ? 0.0f : top;
   for (int i = 0; i < n; i += W) {
     vf p = exp2(load(s + i) - splat(safe));
     store(s + i, p);
     sums += p;
   }
-  for (int i = 0; i < W; i++)
-    sum += sums[i];
   float factor = exp2(splat(before - safe))[0];
-  *l = *l * factor + sum;
+  *l = *l * factor + total(sums);
   *m = top;
   return factor;
 }
@@ -275,16 +375,13 @@ NSA_INLINE void weigh(float *S, float *dp, int rows, const float *lse, const flo
 // The same for a row of n keys of one query; returns the sum of p * (dp - delta).
 NSA_INLINE float weigh_row(float *S, float *dp, int n, float lse, float delta) {
   vf sums = vf{};
-  float sum = 0.0f;
   for (int i = 0; i < n; i += W) {
     vf p = exp2(load(S + i) - splat(lse)), weighted = p * (load(dp + i) - splat(delta));
     store(S + i, p);
     store(dp + i, weighted);
     sums += weighted;
   }
-  for (int i = 0; i < W; i++)
-    sum += sums[i];
-  return sum;
+  return total(sums);
 }
 
 // For a row of n keys of one query: S becomes the weights p, and dp the gradient of the scores, p * (dp - delta).
@@ -329,15 +426,104 @@ template <int LANES> NSA_INLINE void rescale(float *factor, const float *top) {
   }
 }
 
-// dst[c][lanes] = src[row r][c] for r < rows, as float32; lanes past `rows` become 0.
-template <typename T>
-NSA_INLINE void transpose_rows(float *dst, int lanes, const typename T::raw *src, int64_t stride, int rows, int width) {
-  for (int r = 0; r < rows; r++)
+// Of W x W numbers in registers, exchanges the blocks of D x D off the diagonal: one of the steps of a transposition.
+template <int D, int... J> NSA_INLINE void exchange(vf &above, vf &below, std::integer_sequence<int, J...>) {
+#if defined(__clang__)
+  vf first = __builtin_shufflevector(above, below, (J & D ? W + J - D : J)...);
+  below = __builtin_shufflevector(above, below, (J & D ? W + J : J + D)...);
+#else
+  vf first = __builtin_shuffle(above, below, (vi){(J & D ? W + J - D : J)...});
+  below = __builtin_shuffle(above, below, (vi){(J & D ? W + J : J + D)...});
+#endif
+  above = first;
+}
+
+// Transposes W x W numbers in registers.
+template <int D = W / 2> NSA_INLINE void transpose(vf *rows) {
+  NSA_UNROLL for (int i = 0; i < W; i++) if (!(i & D))
+      exchange<D>(rows[i], rows[i + D], std::make_integer_sequence<int, W>());
+  if constexpr (D > 1)
+    transpose<D / 2>(rows);
+}
+
+template <typename T> NSA_INLINE vf load_up(const typename T::raw *p) {
+  if constexpr (sizeof(typename T::raw) == 4)
+    return load((const float *)p);
+  float x[W];
+  up_row<T>(x, p, W);
+  return load(x);
+}
+
+template <typename T> NSA_INLINE void store_down(typename T::raw *p, vf x) {
+  if constexpr (sizeof(typename T::raw) == 4)
+    return store((float *)p, x);
+  for (int i = 0; i < W; i++)
+    p[i] = T::down(x[i]);
+}
+
+// Rows of queries and heads, the heads of a query together: row r is at (r / HEADS) * query + (r % HEADS) * head.
+template <int HEADS> NSA_INLINE int64_t row_at(int r, int64_t query, int64_t head) {
+  return HEADS == 1 ? r * query : r / HEADS * query + r % HEADS * head;
+}
+
+// dst[c][r] = factor * float(row r of src)[c] for r < rows; lanes past `rows` become 0.
+template <typename T, int HEADS>
+NSA_INLINE void pack_lanes(float *dst, int lanes, const typename T::raw *src, int64_t query, int64_t head, int rows,
+                           int width, float factor) {
+  int r = 0;
+  for (; r + W <= rows; r += W) {
+    const typename T::raw *row[W];
+    NSA_UNROLL for (int i = 0; i < W; i++) row[i] = src + row_at<HEADS>(r + i, query, head);
+    int c = 0;
+    for (; c + W <= width; c += W) {
+      vf x[W];
+      NSA_UNROLL for (int i = 0; i < W; i++) x[i] = load_up<T>(row[i] + c);
+      transpose(x);
+      NSA_UNROLL for (int i = 0; i < W; i++) store(dst + (c + i) * lanes + r, x[i] * factor);
+    }
+    for (; c < width; c++)
+      for (int i = 0; i < W; i++)
+        dst[c * lanes + r + i] = T::up(row[i][c]) * factor;
+  }
+  for (; r < rows; r++)
     for (int c = 0; c < width; c++)
-      dst[c * lanes + r] = T::up(src[r * stride + c]);
+      dst[c * lanes + r] = T::up(src[row_at<HEADS>(r, query, head) + c]) * factor;
+  if (rows < lanes)
+    for (int c = 0; c < width; c++)
+      for (int i = rows; i < lanes; i++)
+        dst[c * lanes + i] = 0.0f;
+}
+
+// The way back: row r of dst [c] = factors[r] * src[c][r] for r < rows.
+template <typename T, int HEADS>
+NSA_INLINE void unpack_lanes(typename T::raw *dst, int64_t query, int64_t head, const float *src, int lanes, int rows,
+                             int width, const float *factors) {
+  int r = 0;
+  for (; r + W <= rows; r += W) {
+    vf factor = load(factors + r);
+    typename T::raw *row[W];
+    NSA_UNROLL for (int i = 0; i < W; i++) row[i] = dst + row_at<HEADS>(r + i, query, head);
+    int c = 0;
+    for (; c + W <= width; c += W) {
+      vf x[W];
+      NSA_UNROLL for (int i = 0; i < W; i++) x[i] = load(src + (c + i) * lanes + r) * factor;
+      transpose(x);
+      NSA_UNROLL for (int i = 0; i < W; i++) store_down<T>(row[i] + c, x[i]);
+    }
+    for (; c < width; c++)
+      for (int i = 0; i < W; i++)
+        row[i][c] = T::down(src[c * lanes + r + i] * factor[i]);
+  }
+  for (; r < rows; r++)
+    for (int c = 0; c < width; c++)
+      dst[row_at<HEADS>(r, query, head) + c] = T::down(src[c * lanes + r] * factors[r]);
+}
+
+// x[c][r] -= factors[r] * y[c][r]: removes a multiple of y from each lane.
+NSA_INLINE void subtract_lanes(float *x, const float *y, const float *factors, int lanes, int width) {
   for (int c = 0; c < width; c++)
-    for (int r = rows; r < lanes; r++)
-      dst[c * lanes + r] = 0.0f;
+    for (int r = 0; r < lanes; r++)
+      x[c * lanes + r] -= factors[r] * y[c * lanes + r];
 }
 
 // x * Phi(x) with the exact error function.
@@ -388,6 +574,11 @@ NSA_INLINE void select_top(int32_t *out, const float *scores, int current, int n
   int first_local = current - local + 1 > 0 ? current - local + 1 : 0;
   int first_free = initial < first_local ? initial : first_local;
   int room = n - (current - first_local + 1) - first_free, kept = 0;
+  if (first_local - first_free <= room) { // there is room for all
+    for (int j = 0; j < n; j++)
+      out[j] = j <= current ? j : -1;
+    return;
+  }
   for (int j = first_free; j < first_local && room > 0; j++) {
     float s = scores[j] == scores[j] ? scores[j] : -INFINITY; // NaN ranks last
     if (kept == room && !(s > value[kept - 1]))

@@ -1,0 +1,76 @@
+"""`nsa-codegen replay`: the rows of `schedules/` made again from the tuning logs, or compared with them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..target import parse_target
+from .app import AsJson, print_error, print_json, print_table
+
+if TYPE_CHECKING:
+    from ..tuning.replay import Decision
+
+
+def replay(
+    *,
+    logs: Annotated[Path | None, typer.Option(help="Folder of the logs; tuning_logs/ of the checkout.")] = None,
+    schedules: Annotated[Path | None, typer.Option(help="Folder of the rows; schedules/ of the checkout.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing: show what would change, and what is wrong with the rows.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take the winners of all tuning logs, check them again, and write them as the rows of schedules/.
+
+    The exit code is 1 if a line or a candidate was refused, and with --check if a row would change or lacks its record;
+    all others are replayed all the same.
+    """
+    from ..errors import InputError
+    from ..selection import schedules_folder
+    from ..tuning.replay import changes, logs_folder, verify_rows, write
+    from ..tuning.replay import replay as replayed_from
+
+    logs, schedules = logs or logs_folder(), schedules or schedules_folder()
+    if not logs.is_dir():
+        raise InputError(f"replay.logs = {str(logs)!r} is not a folder; `nsa-codegen tune` writes logs")
+    found = replayed_from(logs)
+    difference = changes(found, schedules)
+    wrong = verify_rows(schedules, logs) if check else []
+    changed = [] if check else write(found, schedules)
+    if as_json:
+        print_json(
+            {
+                "decisions": [_row(d) for d in found.decisions],
+                "refused": list(found.refused),
+                "wrong": wrong,
+                "changed": changed,
+                "difference": difference,
+            }
+        )
+    else:
+        print_table(
+            f"decisions from {logs}", [_row(d) for d in found.decisions], ("arch", "kernel", "row", "why", "log")
+        )
+        if check:
+            sys.stdout.write(difference or "schedules/ is what the logs give\n")
+        else:
+            print("\n".join(f"wrote {name}" for name in changed) or "no row changed")
+    for reason in (*found.refused, *wrong):
+        print_error(reason)
+    if found.refused or wrong or (check and difference):
+        raise typer.Exit(1)
+
+
+def _row(decision: Decision) -> dict[str, Any]:
+    from ..tuning.winners import schedule_text
+
+    winner = decision.verdict.winner
+    shown = "default" if winner is None else schedule_text(winner.record.schedule, parse_target(decision.arch))
+    return {
+        "arch": decision.arch, "kernel": str(decision.desc), "row": shown, "why": decision.verdict.reason,
+        "log": decision.log,
+    }  # fmt: skip

@@ -1,0 +1,229 @@
+"""A whole program as one op on the CPU, for when nothing is to be differentiated: what decoding and prefill call.
+
+Queries are taken in runs whose outputs by path stay in cache, so that only their combination goes to memory. A run is a
+whole number of every kernel's tiles, so that the result is bit-equal to that of the single ops.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .desc import KernelDesc
+from .dispatch import (
+    Kernel,
+    define_op,
+    dtype_name,
+    fake_op,
+    few_queries,
+    gather_desc,
+    kernel,
+    launch,
+    pays_to_pack,
+    stream_desc,
+)
+from .index_sets import RangeSet, TopK
+from .ops import pack_descs, select_desc
+from .ops.compress import compress_desc
+from .program import Program
+from .schedule import CpuSchedule
+from .tiling import QUERIES_PER_TASK, RowTile, ceil_div
+
+RUN_ELEMENTS = 1 << 20  # of one path's output: 4 MB as float32
+Attention = tuple[Tensor, Tensor]  # out [B, T, H, Dv] and lse [B, T, H]
+
+
+def serves(program: Program) -> bool:
+    """Return whether the op takes `program`: each of its paths has one output row per query."""
+    return not any(p.pool_queries for p in program.paths)
+
+
+@functools.lru_cache(maxsize=256)
+def text_of(program: Program) -> str:
+    """Return the paths of `program` as the string that the op takes."""
+    names = [p.name for p in program.paths]
+    rows: list[dict[str, Any]] = []
+    for number, path in enumerate(program.paths):
+        if isinstance(path.visible, RangeSet):
+            rows.append({"ranges": path.visible.to_json()})
+            continue
+        phi = program.source_of(path.visible)
+        windows = {} if phi is None else {"kernel": phi.kernel, "stride": phi.stride}
+        scored_by = number if phi is None else names.index(path.visible.source)
+        rows.append({"top_k": asdict(path.visible), "scored_by": scored_by, "windows": windows})
+    return json.dumps(rows, separators=(",", ":"))
+
+
+@define_op(
+    "attention(Tensor q, Tensor[] keys, Tensor[] values, Tensor? gates, str program, SymInt q_start, float scale) "
+    "-> Tensor",
+    devices=("CPU",),
+)
+def _attention(
+    q: Tensor, keys: list[Tensor], values: list[Tensor], gates: Tensor | None, program: str, q_start: int, scale: float
+) -> Tensor:
+    q, keys, values = q.contiguous(), [k.contiguous() for k in keys], [v.contiguous() for v in values]
+    batch, tokens, heads, dk = q.shape
+    dv = values[0].shape[3]
+    words = "none" if gates is None else "scalar" if gates.dim() == 1 else "sigmoid"
+    group = heads // keys[0].shape[2]
+    plan = _plan(program, dtype_name(q), group, dk, dv, words, tokens <= few_queries(group))
+    scope = _Scope(q=q, keys=keys, values=values, q_start=q_start, scale=scale)
+    out = q.new_empty((batch, tokens, heads, dv))
+    if gates is None or plan.combine is None:
+        lse = torch.empty((batch, tokens, heads), dtype=torch.float32)
+        _attend(plan, 0, scope, q, slice(0, batch), 0, (out, lse))
+        return out
+    gates = gates.contiguous()
+    rows, run = plan.run_shape(q, dv)
+    held = [(q.new_empty((rows, run, heads, dv)), torch.empty((rows, run, heads))) for _ in plan.paths]
+    for lead, part in _runs(batch, tokens, rows, run):
+        chosen = q[lead, part]
+        outs = []
+        for number, (o, lse) in enumerate(held):
+            into = _cut(o, (*chosen.shape[:3], dv)), _cut(lse, chosen.shape[:3])
+            _attend(plan, number, scope, chosen, lead, part.start, into)
+            outs.append(into[0])
+        launch(plan.combine, outs=outs, gates=gates if words == "scalar" else gates[lead, part], into=out[lead, part])
+    return out
+
+
+@fake_op("attention")
+def _attention_fake(q: Tensor, keys: list[Tensor], values: list[Tensor], *rest: Any) -> Tensor:
+    return q.new_empty((*q.shape[:3], values[0].shape[3]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Path:
+    """The kernels of one path; a streamed one has `attend` alone.
+
+    `scored_by` is the number of the path whose keys score the blocks, and `means` what makes them of tokens, if need
+    be. Blocks are listed by `select`, and read from copies that `packs` make (`packed`) or in place (`attend`).
+    """
+
+    attend: Kernel
+    queries: int
+    visible: TopK | None = None
+    scored_by: int = 0
+    means: Kernel | None = None
+    select: Kernel | None = None
+    packed: Kernel | None = None
+    packs: tuple[Kernel, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """The kernels of a program; `combine` is None for a program of one path."""
+
+    paths: tuple[_Path, ...]
+    combine: Kernel | None
+
+    def run_shape(self, q: Tensor, dv: int) -> tuple[int, int]:
+        """Return batch rows and queries of a run: whole sequences, or a part of one in whole tiles."""
+        batch, tokens, heads, _ = q.shape
+        of_sequence = max(1, tokens * heads * dv)
+        if of_sequence <= RUN_ELEMENTS:
+            return max(1, min(batch, RUN_ELEMENTS // of_sequence)), tokens
+        tile = math.lcm(*(p.queries for p in self.paths))
+        return 1, min(tokens, max(1, RUN_ELEMENTS // (heads * dv * tile)) * tile)
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(program: str, dtype: str, group: int, dk: int, dv: int, gates: str, few: bool) -> _Plan:
+    paths = tuple(_path(row, dtype, group, dk, dv, few) for row in json.loads(program))
+    if gates == "none":
+        return _Plan(paths=paths, combine=None)
+    combine = KernelDesc.of("combine", dtype, paths=len(paths), dv=dv, gates=gates)
+    return _Plan(paths=paths, combine=kernel(combine))
+
+
+def _path(row: Mapping[str, Any], dtype: str, group: int, dk: int, dv: int, few: bool) -> _Path:
+    if "ranges" in row:
+        attend = kernel(stream_desc(RangeSet.from_json(row["ranges"]).text, dtype, group, dk, dv), few=few)
+        assert isinstance(attend.schedule, CpuSchedule)
+        return _Path(attend=attend, queries=RowTile.of(group, attend.schedule.query_lanes).queries)
+    visible = TopK(**row["top_k"])
+    means = None
+    if visible.score == "mean_key":
+        block = visible.block
+        means = kernel(compress_desc("mean", dtype, kernel=block, stride=block, dim=dk, out="float32"))
+    by_source = [
+        gather_desc(dtype, group, dk, dv, visible.block, visible.n, visible.causal, source)
+        for source in ("plain", "packed")
+    ]
+    return _Path(
+        attend=kernel(by_source[0]),
+        packed=kernel(by_source[1]),
+        packs=tuple(kernel(d) for d in pack_descs(by_source[1])),
+        queries=QUERIES_PER_TASK,
+        visible=visible,
+        scored_by=row["scored_by"],
+        means=means,
+        select=kernel(select_desc(visible, dtype, group=group, dk=dk, **row["windows"]), few=few),
+    )
+
+
+class _Scope:
+    """The tensors of one call, and what its paths make of the keys once: block means and packed blocks."""
+
+    def __init__(self, *, q: Tensor, keys: list[Tensor], values: list[Tensor], q_start: int, scale: float) -> None:
+        self.q, self.keys, self.values, self.q_start, self.scale = q, keys, values, q_start, scale
+        self._made: dict[tuple[str, int], tuple[Tensor, ...]] = {}
+
+    def scored(self, path: _Path) -> Tensor:
+        """Return the keys that score the blocks of `path`."""
+        keys = self.keys[path.scored_by]
+        if path.means is None:
+            return keys
+        where = ("means", path.scored_by)
+        if where not in self._made:
+            self._made[where] = launch(path.means, x=keys)
+        return self._made[where][0]
+
+    def packed(self, path: _Path, number: int) -> tuple[Tensor, ...] | None:
+        """Return the packed keys and values of `path`, or None if packing them does not pay."""
+        visible, keys = path.visible, self.keys[number]
+        assert visible is not None
+        if not pays_to_pack(self.q.shape[1], visible.n, ceil_div(keys.shape[1], visible.block)):
+            return None
+        where = ("packed", number)
+        if where not in self._made:
+            both = zip(path.packs, (keys, self.values[number]), strict=True)
+            self._made[where] = tuple(launch(pack, x=x)[0] for pack, x in both)
+        return self._made[where]
+
+
+def _attend(plan: _Plan, number: int, scope: _Scope, q: Tensor, lead: slice, first: int, into: Attention) -> None:
+    """Run one path over the queries `q`, the batch rows `lead` from query `first` on, into `into`."""
+    path, k, v = plan.paths[number], scope.keys[number][lead], scope.values[number][lead]
+    where = {"q_start": scope.q_start + first, "scale": scope.scale}
+    if path.visible is None:
+        launch(path.attend, q=q, k=k, v=v, **where, into=into)
+        return
+    assert path.select is not None and path.packed is not None
+    lists = launch(path.select, q=q, k=scope.scored(path)[lead], **where)[0]
+    copies = scope.packed(path, number)
+    if copies is None:
+        launch(path.attend, q=q, k=k, v=v, block_indices=lists, **where, into=into)
+    else:
+        packed = (copies[0][lead], copies[1][lead])
+        launch(path.packed, q=q, k=k, v=v, block_indices=lists, **where, packed=packed, into=into)
+
+
+def _runs(batch: int, tokens: int, rows: int, run: int) -> Iterator[tuple[slice, slice]]:
+    """Yield batch rows and queries of each run: both lie together in memory."""
+    for b in range(0, batch, rows):
+        for t in range(0, tokens, run):
+            yield slice(b, min(b + rows, batch)), slice(t, min(t + run, tokens))
+
+
+def _cut(buffer: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return the first elements of `buffer` in `shape`."""
+    return buffer if buffer.shape == shape else buffer.view(-1)[: math.prod(shape)].view(shape)

@@ -1,0 +1,276 @@
+"""Replay: the rows of `schedules/` made again from the logs of `tuning_logs/`, and each row held against its record.
+
+Logs are the only source of rows: the same logs give the same bytes. What can't be read or is not legal is refused with
+its reason, and nothing else is lost by it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..desc import KernelDesc
+from ..errors import NSAError, ScheduleError, TuningLogError
+from ..selection import bucket_of, facts_of, read_rows, schedules_folder
+from ..target import TARGETS, Target
+from .records import Meta, Record, meta_path
+from .winners import Numbered, Verdict, illegal, verdict
+
+LOGS = "tuning_logs"
+_KEPT = ("processor", "gpu", "driver", "cores", "compiler", "tilelang", "nvcc")
+STATIC = "static: compiled, not run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadLog:
+    """A log as replay reads it: by its lines, so that one that is refused costs no other.
+
+    `name` is the path below the folder of logs, `<arch>/<kind>/<run>.jsonl`.
+    """
+
+    name: str
+    arch: str
+    kind: str
+    meta: Meta
+    records: tuple[Numbered, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What was decided of one desc on one architecture, and from which log."""
+
+    arch: str
+    desc: KernelDesc
+    log: str
+    verdict: Verdict
+    row: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replayed:
+    """The files of `schedules/` by path below it, with their text; the decisions; what was refused, with reasons."""
+
+    files: Mapping[str, str]
+    decisions: tuple[Decision, ...]
+    refused: tuple[str, ...]
+
+
+def logs_folder() -> Path:
+    """Return the folder of the committed logs, beside that of the tuned schedules."""
+    return schedules_folder().parent / LOGS
+
+
+def replay(logs: Path) -> Replayed:
+    """Return the rows that the logs under `logs` give; reads only.
+
+    Of the runs of a desc on an architecture, a measured one outranks one that was compiled only, and then the latest
+    counts: that whose last record of the desc is the newest. A run that came to no end counts for nothing.
+    """
+    refused: list[str] = []
+    found = [log for path in sorted(logs.glob("*/*/*.jsonl")) if (log := read_lines(path, logs, refused)) is not None]
+    decisions = [d for d in _decisions(found, refused) if d is not None]
+    rows: dict[str, dict[str, tuple[Decision, Mapping[str, Any]]]] = {}
+    for decision in decisions:
+        if decision.row is None:
+            continue
+        name, bucket = f"{decision.desc.kind}/{decision.arch}.json", json.dumps(decision.row["bucket"], sort_keys=True)
+        held = rows.setdefault(name, {})
+        if bucket not in held or _precedes(decision, held[bucket][0]):
+            held[bucket] = (decision, decision.row)
+    files = {name: rows_text([row for _, (_, row) in sorted(held.items())]) for name, held in sorted(rows.items())}
+    return Replayed(files=files, decisions=tuple(decisions), refused=tuple(refused))
+
+
+def read_lines(path: Path, logs: Path, refused: list[str]) -> ReadLog | None:
+    """Return the log at `path`, without the lines that are refused; their reasons are added to `refused`.
+
+    None if nothing of it can be used: its meta is not intact, or its place names another architecture or kernel. A torn
+    last line is left out and not counted as refused.
+    """
+    name = path.relative_to(logs).as_posix()
+    arch, kind, _ = name.split("/")
+    try:
+        meta = Meta.from_json(_json(meta_path(path).read_bytes()))
+    except (OSError, TuningLogError) as error:
+        refused.append(f"{name}: its meta is refused: {error}; restore it, or tune again")
+        return None
+    if meta.target != arch or arch not in TARGETS:
+        refused.append(f"{name}: its meta is of the target {meta.target!r}, and its folder of {arch!r}; move it there")
+        return None
+    records = []
+    lines = path.read_bytes().split(b"\n")
+    for line, text in enumerate(lines, start=1):
+        if line == len(lines) and (not text or not _is_json(text)):
+            break
+        try:
+            record = Record.from_json(_json(text))
+            if record.desc.kind != kind:
+                raise TuningLogError(f"the record is of {record.desc.kind}, and the folder of {kind}")
+        except TuningLogError as error:
+            refused.append(f"{name} line {line}: {error}")
+            continue
+        records.append(Numbered(line=line, record=record))
+    return ReadLog(name=name, arch=arch, kind=kind, meta=meta, records=tuple(records))
+
+
+def changes(replayed: Replayed, schedules: Path) -> str:
+    """Return the unified diff from the rows under `schedules` to the replayed ones; empty if they are the same."""
+    current = {p.relative_to(schedules).as_posix(): p.read_text() for p in sorted(schedules.glob("*/*.json"))}
+    parts: list[str] = []
+    for name in sorted({*current, *replayed.files}):
+        old, new = current.get(name, ""), replayed.files.get(name, "")
+        lines = (old.splitlines(keepends=True), new.splitlines(keepends=True))
+        parts += difflib.unified_diff(*lines, f"schedules/{name}", f"replayed/{name}")
+    return "".join(parts)
+
+
+def write(replayed: Replayed, schedules: Path) -> list[str]:
+    """Make the rows under `schedules` the replayed ones, and return the files that changed; each in one step."""
+    changed = []
+    for path in sorted(schedules.glob("*/*.json")):
+        name = path.relative_to(schedules).as_posix()
+        if name not in replayed.files:
+            path.unlink()
+            changed.append(name)
+    for name, text in replayed.files.items():
+        path = schedules / name
+        if path.exists() and path.read_text() == text:
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.new")
+        temporary.write_text(text)
+        temporary.replace(path)
+        changed.append(name)
+    return changed
+
+
+def verify_rows(schedules: Path, logs: Path) -> list[str]:
+    """Return what is wrong with the rows under `schedules`, held against the logs: one line each, empty if nothing is.
+
+    A row needs a record that is there and intact, of its architecture and kernel, with its schedule, status ok, whose
+    desc its bucket fits; and a schedule that is still legal for that desc.
+    """
+    wrong: list[str] = []
+    for path in sorted(schedules.glob("*/*.json")):
+        kind, arch = path.parent.name, path.stem
+        try:
+            rows = read_rows(path)
+        except ScheduleError as error:
+            wrong.append(str(error))
+            continue
+        for number, row in enumerate(rows):
+            wrong += [f"{kind}/{path.name} row {number}: {said}" for said in _row_problems(row, kind, arch, logs)]
+    return wrong
+
+
+def rows_text(rows: list[Mapping[str, Any]]) -> str:
+    """Return the rows as they stand in a file: JSON with one field a line, names in order."""
+    return json.dumps(rows, indent=1, sort_keys=True) + "\n"
+
+
+def _decisions(found: list[ReadLog], refused: list[str]) -> Iterator[Decision | None]:
+    """Yield the decision of each desc of each architecture, from the run that counts."""
+    by_desc: dict[tuple[str, str], list[tuple[ReadLog, list[Numbered]]]] = {}
+    for log in found:
+        runs: dict[str, list[Numbered]] = {}
+        for numbered in log.records:
+            runs.setdefault(json.dumps(numbered.record.desc.to_json(), sort_keys=True), []).append(numbered)
+        for text, records in runs.items():
+            by_desc.setdefault((log.arch, text), []).append((log, records))
+    for (arch, _), runs_of_desc in sorted(by_desc.items()):
+        decision = None
+        for log, records in sorted(runs_of_desc, key=lambda run: _rank(*run), reverse=True):
+            decision = _decision(arch, log, records, refused)
+            if decision is not None and decision.verdict.decided:
+                break
+        yield decision
+
+
+def _decision(arch: str, log: ReadLog, records: list[Numbered], refused: list[str]) -> Decision | None:
+    desc, target = records[0].record.desc, TARGETS[arch]
+    try:
+        found = verdict(desc, target, records)
+    except NSAError as error:
+        refused.append(f"{log.name}: {desc}: {error}")
+        return None
+    refused += [f"{log.name} {said}" for said in found.refused]
+    row = None
+    if found.winner is not None:
+        row = {
+            "bucket": bucket_of(desc),
+            "schedule": dict(found.winner.record.schedule),
+            "record": f"{log.name}#{found.winner.line}",
+            "environment": row_environment(log.meta, found.winner.record),
+        }
+    return Decision(arch=arch, desc=desc, log=log.name, verdict=found, row=row)
+
+
+def row_environment(meta: Meta, record: Record) -> dict[str, Any]:
+    """Return what a row says of where it comes from: the judge; and the device, if it was measured on one."""
+    kept = {name: meta.environment[name] for name in _KEPT if meta.environment.get(name) is not None}
+    if record.judge == "measured":
+        return {"judge": "measured", **kept}
+    device = ("processor", "gpu", "driver", "cores")
+    return {"judge": STATIC, **{name: value for name, value in kept.items() if name not in device}}
+
+
+def _rank(log: ReadLog, records: list[Numbered]) -> tuple[bool, str, str]:
+    measured = any(n.record.judge == "measured" for n in records)
+    return measured, max(n.record.when for n in records), log.name
+
+
+def _precedes(one: Decision, other: Decision) -> bool:
+    """Return whether of two descs that share a bucket the first keeps it: what was measured, then the greater gain."""
+    ranks = [(d.row is not None and d.row["environment"]["judge"] != STATIC, d.verdict.gain) for d in (one, other)]
+    return ranks[0] > ranks[1]
+
+
+def _row_problems(row: Mapping[str, Any], kind: str, arch: str, logs: Path) -> Iterator[str]:
+    name, _, line = str(row["record"]).rpartition("#")
+    if not name.startswith(f"{arch}/{kind}/") or not line.isdigit():
+        yield f"its record is {row['record']!r}; it must be '{arch}/{kind}/<run>.jsonl#<line>'"
+        return
+    path, said = logs / name, list[str]()
+    if not path.exists():
+        yield f"its record {row['record']} is in no log: {path} is missing; replay the logs"
+        return
+    log = read_lines(path, logs, said)
+    numbered = None if log is None else next((n for n in log.records if n.line == int(line)), None)
+    if numbered is None:
+        yield f"its record {row['record']} is not there or not intact{': ' + said[0] if said else ''}"
+        return
+    yield from _differences(row, numbered.record, TARGETS[arch])
+
+
+def _differences(row: Mapping[str, Any], record: Record, target: Target) -> Iterator[str]:
+    if dict(record.schedule) != row["schedule"]:
+        yield f"its schedule is {row['schedule']}, and its record's {dict(record.schedule)}; replay the logs"
+    if record.status != "ok":
+        yield f"its record's status is {record.status!r}: {record.reason}"
+    if not row["bucket"].items() <= facts_of(record.desc).items():
+        yield f"its bucket {row['bucket']} does not fit its record's {record.desc}"
+    reason = illegal(row["schedule"], record.desc, target)
+    if reason is not None:
+        yield f"its schedule is not legal for {record.desc}: {reason}"
+
+
+def _json(text: bytes) -> Any:
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is no number")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except ValueError as error:
+        raise TuningLogError(f"not JSON ({error})") from error
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,148 @@
+"""Which candidate of a run's records is worth a row of `schedules/`, and why it is or is not.
+
+The default stays unless it is beaten for certain: by more than 2 %, and if measured, in the final round and beyond the
+spread; if static, by the time predicted for code that was compiled and does not spill.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..desc import KernelDesc
+from ..errors import ScheduleError
+from ..schedule import Schedule, ScheduleSpace, schedule_class
+from ..target import Target
+from .records import Record
+from .space import default_schedule
+
+BEATS = 1.02
+MEASURED_LEAST_SAMPLES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbered:
+    """A record and the number of its line in its log, from 1 on."""
+
+    line: int
+    record: Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a run says of a desc: the `winner`, None where the default stays; `reason` says why.
+
+    `gain` is the default's time over the winner's, infinite where the default does not compile. `decided` is False for
+    a run that came to no end, which says nothing against an earlier one. `refused` are candidates that would have won
+    and are not legal, with the reason.
+    """
+
+    winner: Numbered | None
+    reason: str
+    gain: float = 1.0
+    decided: bool = True
+    refused: tuple[str, ...] = ()
+
+
+def verdict(desc: KernelDesc, target: Target, records: Iterable[Numbered]) -> Verdict:
+    """Return what the records of one run say of `desc`; every schedule is checked again."""
+    found = list(records)
+    judge = _measured if any(n.record.judge == "measured" for n in found) else _static
+    ranked = judge(desc, target, found)
+    if ranked is None:
+        return Verdict(
+            winner=None, reason="the run came to no end: no finalist was measured, and nothing compiled", decided=False
+        )
+    refused, doubts = [], []
+    for numbered, gain, doubt in ranked:
+        reason = illegal(numbered.record.schedule, desc, target)
+        if reason is not None:
+            refused.append(f"line {numbered.line}: {reason}")
+        elif doubt:
+            doubts.append(doubt)
+        else:
+            said = f"{gain:.2f} times as fast as the default, {numbered.record.judge}"
+            return Verdict(winner=numbered, reason=said, gain=gain, refused=tuple(refused))
+    return Verdict(winner=None, reason=doubts[0] if doubts else "no candidate is fit", refused=tuple(refused))
+
+
+def illegal(values: Mapping[str, Any], desc: KernelDesc, target: Target) -> str | None:
+    """Return why a schedule given as plain data is not legal for a desc, None if it is."""
+    try:
+        schedule: Schedule = schedule_class(target).parse(dict(values))
+    except ScheduleError as error:
+        return str(error)
+    return ScheduleSpace.check(schedule, desc, target)
+
+
+def schedule_text(values: Mapping[str, int], target: Target) -> str:
+    """Return a schedule that is given as plain data as schedules print themselves, whatever the order of its fields."""
+    names = [f.name for f in fields(schedule_class(target))]
+    return " ".join(f"{n}={values[n]}" for n in sorted(values, key=lambda n: names.index(n) if n in names else -1))
+
+
+Ranked = list[tuple[Numbered, float, str]]  # a candidate, its gain, and what speaks against a row, or ""
+
+
+def _measured(desc: KernelDesc, target: Target, found: list[Numbered]) -> Ranked | None:
+    """Rank the finalists by measured time."""
+    finals = [n for n in found if n.record.stage == "final" and n.record.status == "ok" and n.record.measured]
+    if not finals:
+        return None
+    ranked: Ranked = []
+    for numbered in sorted(finals, key=lambda n: _order(n, n.record.measured.median if n.record.measured else 0.0)):
+        measured, default = numbered.record.measured, numbered.record.default
+        assert measured is not None
+        if default is None:
+            ranked.append((numbered, 1.0, "the default was not timed beside it"))
+            continue
+        gain, doubt = default.median / measured.median, ""
+        if gain <= BEATS:
+            doubt = f"the best is {gain:.3f} times as fast as the default: not beyond {BEATS}"
+        elif min(measured.samples, default.samples) < MEASURED_LEAST_SAMPLES:
+            doubt = f"{min(measured.samples, default.samples)} samples are less than {MEASURED_LEAST_SAMPLES}"
+        elif measured.high >= default.low:
+            doubt = f"{gain:.3f} times as fast as the default, which is within the spread of both"
+        ranked.append((numbered, gain, doubt))
+    return ranked
+
+
+def _static(desc: KernelDesc, target: Target, found: list[Numbered]) -> Ranked | None:
+    """Rank what was compiled and does not spill by predicted time."""
+    compiled = [
+        n for n in found if n.record.status == "ok" and n.record.predicted and "registers" in (n.record.resources or {})
+    ]
+    if not compiled:
+        return None
+    default = default_schedule(desc, target).to_json()
+    base = next((n for n in compiled if dict(n.record.schedule) == default), None)
+    fails = any(n.record.status == "failed" and dict(n.record.schedule) == default for n in found)
+    ranked: Ranked = []
+    for numbered in sorted(compiled, key=lambda n: _order(n, _seconds(n))):
+        if _spills(numbered):
+            continue
+        gain = _seconds(base) / _seconds(numbered) if base is not None else math.inf if fails else 1.0
+        doubt = ""
+        if base is None and not fails:
+            doubt = "the default was not compiled, so that nothing is known to beat it"
+        elif gain <= BEATS:
+            doubt = f"the best is predicted {gain:.3f} times as fast as the default: not beyond {BEATS}"
+        ranked.append((numbered, gain, doubt))
+    return ranked
+
+
+def _order(numbered: Numbered, seconds: float) -> tuple[float, list[int]]:
+    return seconds, list(numbered.record.schedule.values())
+
+
+def _seconds(numbered: Numbered) -> float:
+    predicted = numbered.record.predicted
+    assert predicted is not None
+    return predicted["seconds"]
+
+
+def _spills(numbered: Numbered) -> bool:
+    resources = numbered.record.resources or {}
+    return bool(resources.get("spill_bytes", 0))

@@ -1,0 +1,153 @@
+"""The whole program as one op, for calls without gradients: bit-equal to the single ops, whatever its runs are."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import draw, drawn, kernels_of
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from nsa_codegen import functional, inference
+from nsa_codegen.errors import InputError
+from nsa_codegen.program import Phi, Program
+from nsa_codegen.spec import NSASpec
+
+_FILE = Path(__file__).parents[2] / "examples" / "programs.py"
+_SPEC = importlib.util.spec_from_file_location("programs", _FILE)
+assert _SPEC is not None and _SPEC.loader is not None
+programs = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(programs)
+
+THIRDS = NSASpec.paper(
+    num_heads=6, num_kv_heads=2, head_dim=16, value_dim=8, window_size=9, block_size=8, num_selected_blocks=4,
+    compression_kernel=8, compression_stride=4, compression="mean",
+)  # fmt: skip
+SEED = NSASpec.seed(num_heads=2, head_dim=16, window_size=9, block_size=8, num_selected_blocks=3)
+PROGRAMS = {
+    "three heads in a group": THIRDS.program(),
+    "mean keys": SEED.program(),
+    "one path": programs.moba(num_heads=2, num_kv_heads=1, head_dim=16, block=8, n=3),
+}
+KERNELS = [d for p in PROGRAMS.values() for d in kernels_of(p, torch.float32, backward=False)]
+
+
+def keys_of(program: Program, batch: int, tokens: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return keys and values by path, compressed tokens where a path has them."""
+    found = {}
+    for number, path in enumerate(program.paths):
+        pair = [
+            draw(batch, tokens, program.kv_heads, dim, seed=10 * number + part)
+            for part, dim in enumerate((program.head_dim, program.dv))
+        ]
+        if isinstance(path.keys, Phi):
+            pair = [functional.compress(x, kernel=path.keys.kernel, stride=path.keys.stride) for x in pair]
+        found[path.name] = (pair[0], pair[1])
+    return found
+
+
+def gates_of(program: Program, *lead: int) -> Tensor | None:
+    if program.combine == "none":
+        return None
+    paths = len(program.paths)
+    return draw(*((paths,) if program.combine == "scalar" else (*lead, paths)), seed=5).sigmoid()
+
+
+def both(program: Program, batch: int, queries: int, tokens: int) -> tuple[Tensor, Tensor]:
+    """Return the output of the one op, and that of the single ops, which a call with gradients takes."""
+    q = draw(batch, queries, program.num_heads, program.head_dim, seed=3)
+    kv, gates = keys_of(program, batch, tokens), gates_of(program, batch, queries, program.num_heads)
+    one = functional.attention(program, q, kv, gates, impl="compiled")
+    assert one.grad_fn is None
+    single = functional.attention(program, q.requires_grad_(), kv, gates, impl="compiled")
+    assert single.grad_fn is not None
+    return one, single.detach()
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_equal_to_the_single_ops(name: str, kernels: Path) -> None:
+    @drawn(12)
+    @given(
+        batch=st.integers(1, 4), tokens=st.integers(1, 300), missing=st.integers(0, 40), elements=st.integers(1, 40_000)
+    )
+    def check(batch: int, tokens: int, missing: int, elements: int) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(inference, "RUN_ELEMENTS", elements)
+            one, single = both(PROGRAMS[name], batch, max(1, tokens - missing), tokens)
+        assert torch.equal(one, single)
+
+    check()
+
+
+def test_runs_cover_every_query_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut: list[tuple[int, int, int, int]] = []
+    runs = inference._runs
+
+    def noted(*sizes: int) -> Any:
+        for lead, part in runs(*sizes):
+            cut.append((lead.start, lead.stop, part.start, part.stop))
+            yield lead, part
+
+    monkeypatch.setattr(inference, "_runs", noted)
+    monkeypatch.setattr(inference, "RUN_ELEMENTS", 100)
+    both(PROGRAMS["three heads in a group"], 3, 700, 700)
+    assert len(cut) > 3
+    seen = torch.zeros(3, 700, dtype=torch.int32)
+    for a, b, c, d in cut:
+        seen[a:b, c:d] += 1
+    assert bool((seen == 1).all())
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_opcheck(name: str, kernels: Path) -> None:
+    program = PROGRAMS[name]
+    kv, gates = keys_of(program, 2, 40), gates_of(program, 2, 40, program.num_heads)
+    q = draw(2, 40, program.num_heads, program.head_dim, seed=3)
+    keys, values = ([kv[p.name][i] for p in program.paths] for i in (0, 1))
+    arguments = (q, keys, values, gates, inference.text_of(program), 0, 0.25)
+    torch.library.opcheck(torch.ops.nsa_codegen.attention.default, arguments)
+
+
+def test_gradients_still_flow_where_they_are_asked_for(kernels: Path) -> None:
+    program = PROGRAMS["mean keys"]
+    kv, gates = keys_of(program, 1, 30), gates_of(program)
+    assert gates is not None
+    q = draw(1, 30, 2, 16, seed=3)
+    for asked in (q, gates, kv["window"][1], kv["compressed"][0]):
+        asked.requires_grad_()
+        out = functional.attention(program, q, kv, gates, impl="compiled")
+        (grad,) = torch.autograd.grad(out.sum(), asked)
+        assert bool(grad.abs().max() > 0)
+        asked.requires_grad_(False)
+    with torch.no_grad():
+        assert functional.attention(program, q.requires_grad_(), kv, gates, impl="compiled").grad_fn is None
+
+
+def test_bad_arguments_are_refused_again_after_good_ones(kernels: Path) -> None:
+    program = PROGRAMS["mean keys"]
+    kv, gates = keys_of(program, 1, 30), gates_of(program)
+    q = draw(1, 30, 2, 16, seed=3)
+    functional.attention(program, q, kv, gates)
+    short = {**kv, "window": (kv["window"][0], kv["window"][1][:, :29])}
+    with pytest.raises(InputError, match=r"window.*v 29; they must be equal"):
+        functional.attention(program, q, short, gates)
+    with pytest.raises(InputError, match="gates have shape"):
+        functional.attention(program, q, kv, torch.ones(2))
+    with pytest.raises(InputError, match="scale = nan"):
+        functional.attention(program, q, kv, gates, scale=float("nan"))
+    with pytest.raises(InputError, match=r"position 1 do not fit"):
+        functional.attention(program, q, kv, gates, q_start=1)
+
+
+def test_compiled_without_gradients(kernels: Path) -> None:
+    program = PROGRAMS["three heads in a group"]
+    kv, gates = keys_of(program, 1, 50), gates_of(program, 1, 50, 6)
+    q = draw(1, 50, 6, 16, seed=3)
+    call = torch.compile(lambda q: functional.attention(program, q, kv, gates), fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(call(q), functional.attention(program, q, kv, gates))

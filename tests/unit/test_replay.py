@@ -1,0 +1,287 @@
+"""Replay: logs to rows, byte for byte; what is refused, and that nothing else is lost; rows against their records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tuning_logs_made import record, write_log
+from typer.testing import CliRunner
+
+from nsa_codegen.cli import app
+from nsa_codegen.desc import KernelDesc
+from nsa_codegen.index_sets import complete, window
+from nsa_codegen.schedule import CpuSchedule, GpuSchedule
+from nsa_codegen.selection import bucket_of, schedules_folder, select
+from nsa_codegen.target import TARGETS
+from nsa_codegen.tuning.replay import STATIC, changes, logs_folder, replay, verify_rows, write
+from nsa_codegen.tuning.space import default_schedule
+
+V4, H100 = TARGETS["x86_64_v4"], TARGETS["sm_90a"]
+DIMS: dict[str, Any] = {"group": 4, "dk": 64, "dv": 64}
+WINDOW = KernelDesc.of("stream_attention", "float32", visible=window(512), **DIMS)
+COMPLETE = KernelDesc.of("stream_attention", "float32", visible=complete(32, 16), **DIMS)
+HALF = KernelDesc.of("stream_attention", "bfloat16", visible=window(512), **DIMS)
+FAST, FASTER = CpuSchedule(query_lanes=32, key_tile=32), CpuSchedule(query_lanes=16, key_tile=128)
+DEFAULT = default_schedule(WINDOW, V4)
+ILLEGAL = {"query_lanes": 64, "key_tile": 64, "register_rows": 8, "register_vectors": 4}
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> Path:
+    (tmp_path / "logs").mkdir()
+    return tmp_path / "logs"
+
+
+@pytest.fixture
+def schedules(tmp_path: Path) -> Path:
+    folder = tmp_path / "schedules"
+    folder.mkdir()
+    (folder / "fallback.toml").write_text((schedules_folder() / "fallback.toml").read_text())
+    return folder
+
+
+def rows_of(schedules: Path, name: str = "stream_attention_fwd/x86_64_v4.json") -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((schedules / name).read_text())
+    return found
+
+
+def run(*arguments: str | Path) -> tuple[int, str, str]:
+    done = CliRunner().invoke(app, ["replay", *(str(a) for a in arguments)])
+    return done.exit_code, done.stdout, done.stderr
+
+
+def test_the_fastest_finalist_becomes_the_row_that_selection_then_takes(logs: Path, schedules: Path) -> None:
+    write_log(
+        logs,
+        "x86_64_v4",
+        record(WINDOW, CpuSchedule(key_tile=16), measured=0.1, stage="search"),  # no finalist: measured once, by chance
+        record(WINDOW, DEFAULT, measured=1.0),
+        record(WINDOW, FAST, measured=0.8, number=3),
+        record(WINDOW, FASTER, measured=0.7, number=4),
+        record(WINDOW, CpuSchedule(key_tile=32), measured=0.5, status="wrong"),
+    )
+    assert write(replay(logs), schedules) == ["stream_attention_fwd/x86_64_v4.json"]
+    (row,) = rows_of(schedules)
+    assert row["schedule"] == FASTER.to_json() and row["record"] == "x86_64_v4/stream_attention_fwd/run.jsonl#4"
+    assert row["bucket"] == {**DIMS, "visible": "window"}
+    assert row["environment"]["judge"] == "measured" and row["environment"]["processor"] == "Test Processor"
+    found = select(WINDOW, V4, folder=schedules)
+    assert found.schedule == FASTER and found.row == row
+    assert select(HALF, V4, folder=schedules).schedule == FASTER  # the types share rows
+    assert select(COMPLETE, V4, folder=schedules).source.startswith("fallback.toml")
+
+
+def test_the_same_logs_give_the_same_bytes(logs: Path, schedules: Path) -> None:
+    for run_name, desc, best in (("b", WINDOW, FAST), ("a", COMPLETE, FASTER)):
+        write_log(logs, "x86_64_v4", record(desc, best, measured=0.5), run=run_name)
+    found = replay(logs)
+    text = found.files["stream_attention_fwd/x86_64_v4.json"]
+    assert [r["bucket"]["visible"] for r in json.loads(text)] == ["complete", "window"]
+    assert replay(logs).files == found.files and text.endswith("]\n")
+    write(found, schedules)
+    assert write(replay(logs), schedules) == [] and changes(replay(logs), schedules) == ""
+
+
+@pytest.mark.parametrize(
+    ("measured", "width", "why"),
+    [
+        (0.985, 0.001, "1.015 times as fast as the default: not beyond 1.02"),
+        (0.9, 0.2, "1.111 times as fast as the default, which is within the spread of both"),
+        (1.2, 0.01, "0.833 times as fast as the default: not beyond 1.02"),
+    ],
+)
+def test_the_default_stays_unless_it_is_beaten_for_certain(logs: Path, measured: float, width: float, why: str) -> None:
+    write_log(logs, "x86_64_v4", record(WINDOW, FAST, measured=measured, width=width))
+    found = replay(logs)
+    assert found.files == {} and not found.refused
+    assert why in found.decisions[0].verdict.reason
+
+
+def test_a_finalist_beyond_doubt_wins_over_a_faster_one_within_the_spread(logs: Path) -> None:
+    write_log(logs, "x86_64_v4", record(WINDOW, FASTER, measured=0.7, width=0.4), record(WINDOW, FAST, measured=0.8))
+    (decision,) = replay(logs).decisions
+    assert decision.row is not None and decision.row["schedule"] == FAST.to_json()
+
+
+def test_the_later_run_counts_and_takes_a_row_away_too(logs: Path) -> None:
+    write_log(logs, "x86_64_v4", record(WINDOW, FAST, measured=0.5, when="2026-11-24T10:00:00+00:00"), run="first")
+    later = record(WINDOW, FASTER, measured=0.6, when="2026-11-25T10:00:00+00:00")
+    write_log(logs, "x86_64_v4", later, run="another")
+    (decision,) = replay(logs).decisions
+    assert decision.row is not None and decision.row["schedule"] == FASTER.to_json()
+    write_log(logs, "x86_64_v4", record(WINDOW, FAST, measured=1.0, when="2026-11-26T10:00:00+00:00"), run="last")
+    assert replay(logs).files == {}
+    # A run that came to no end has no finalist, and says nothing.
+    unended = record(WINDOW, FAST, measured=0.5, stage="search", when="2026-11-27T10:00:00+00:00")
+    write_log(logs, "x86_64_v4", unended, run="stopped")
+    assert replay(logs).decisions[0].log.endswith("/last.jsonl")
+
+
+def test_what_was_measured_outranks_what_was_compiled_only(logs: Path, schedules: Path) -> None:
+    gpu = KernelDesc.of("stream_attention", "bfloat16", visible=window(512), group=16, dk=192, dv=128)
+    default = default_schedule(gpu, H100)
+    better, best = GpuSchedule(rows=64, key_tile=32, stages=2), GpuSchedule(rows=64, key_tile=64, stages=3)
+    static = [
+        record(gpu, default, predicted=1.0, spill_bytes=0),
+        record(gpu, better, predicted=0.6, spill_bytes=0),
+        record(gpu, best, predicted=0.2, spill_bytes=64),
+    ]
+    write_log(logs, "sm_90a", *static, run="static")
+    write(replay(logs), schedules)
+    (row,) = rows_of(schedules, "stream_attention_fwd/sm_90a.json")
+    assert row["schedule"] == better.to_json()  # the fastest one spills
+    assert row["environment"] == {"judge": STATIC, "compiler": "gcc 12", "tilelang": "0.1.15"}  # of no device
+    old = record(gpu, best, measured=0.5, when="2020-01-01T00:00:00+00:00")
+    write_log(logs, "sm_90a", old, run="measured", environment={"gpu": "H100", "driver": "580"})
+    write(replay(logs), schedules)
+    (row,) = rows_of(schedules, "stream_attention_fwd/sm_90a.json")
+    assert row["schedule"] == best.to_json() and row["environment"]["gpu"] == "H100"
+
+
+def test_a_static_winner_needs_a_default_that_was_compiled_too(logs: Path) -> None:
+    gpu = KernelDesc.of("stream_attention", "bfloat16", visible=window(512), group=16, dk=192, dv=128)
+    better = GpuSchedule(rows=64, key_tile=32, stages=2)
+    write_log(logs, "sm_90a", record(gpu, better, predicted=0.6, spill_bytes=0), run="a")
+    assert "the default was not compiled" in replay(logs).decisions[0].verdict.reason
+    failed = record(gpu, default_schedule(gpu, H100), predicted=None, status="failed")
+    write_log(logs, "sm_90a", failed, run="a")
+    (decision,) = replay(logs).decisions
+    assert decision.row is not None and decision.row["schedule"] == better.to_json()
+
+
+def test_refused_lines_and_candidates_are_named_and_nothing_else_is_lost(logs: Path, schedules: Path) -> None:
+    path = write_log(
+        logs,
+        "x86_64_v4",
+        record(WINDOW, ILLEGAL, measured=0.1),
+        record(WINDOW, FAST, measured=0.5),
+        record(COMPLETE, FASTER, measured=0.5),
+    )
+    lines = path.read_text().splitlines(keepends=True)
+    other = json.loads(lines[1]) | {"format": 99}
+    unknown = json.loads(lines[1]) | {"status": "fine"}
+    garbage = ["{not json}\n", json.dumps(other) + "\n", json.dumps(unknown) + "\n"]
+    path.write_text("".join([*lines, *garbage]) + '{"torn": ')
+    code, out, err = run("--logs", logs, "--schedules", schedules)
+    assert code == 1
+    for said in (
+        "run.jsonl line 1: a register tile of 32 vectors needs 37 registers",
+        "run.jsonl line 4: not JSON",
+        "run.jsonl line 5: the record is of format 99",
+        "run.jsonl line 6: the record's status is 'fine'",
+    ):
+        assert said in " ".join(err.split()), said
+    assert "line 7" not in err  # torn, which a killed writer leaves
+    assert [r["schedule"] for r in rows_of(schedules)] == [FASTER.to_json(), FAST.to_json()]
+    assert "wrote stream_attention_fwd/x86_64_v4.json" in out
+
+
+def test_a_log_of_a_damaged_meta_or_another_target_is_refused_alone(logs: Path) -> None:
+    kept = write_log(logs, "x86_64_v4", record(WINDOW, FAST, measured=0.5), run="kept")
+    broken = write_log(logs, "x86_64_v4", record(COMPLETE, FAST, measured=0.5), run="broken")
+    broken.with_name("broken.meta.json").write_text("{}")
+    moved = logs / "x86_64_v3" / "stream_attention_fwd"
+    moved.mkdir(parents=True)
+    for suffix in (".jsonl", ".meta.json"):
+        (moved / f"kept{suffix}").write_text(kept.with_name(f"kept{suffix}").read_text())
+    found = replay(logs)
+    assert [d.desc for d in found.decisions] == [WINDOW]
+    said = "\n".join(found.refused)
+    assert (
+        "broken.jsonl: its meta is refused" in said
+        and "of the target 'x86_64_v4', and its folder of 'x86_64_v3'" in said
+    )
+
+
+def test_check_shows_the_difference_and_changes_nothing(logs: Path, schedules: Path) -> None:
+    write_log(logs, "x86_64_v4", record(WINDOW, FAST, measured=0.5))
+    code, out, _ = run("--logs", logs, "--schedules", schedules, "--check")
+    assert code == 1 and not (schedules / "stream_attention_fwd").exists()
+    assert "+++ replayed/stream_attention_fwd/x86_64_v4.json" in out and '+   "key_tile": 32' in out
+    assert run("--logs", logs, "--schedules", schedules)[0] == 0
+    code, out, _ = run("--logs", logs, "--schedules", schedules, "--check")
+    assert code == 0 and "schedules/ is what the logs give" in out
+    path = schedules / "stream_attention_fwd" / "x86_64_v4.json"
+    path.write_text(path.read_text().replace('"key_tile": 32', '"key_tile": 64'))
+    code, out, err = run("--logs", logs, "--schedules", schedules, "--check")
+    assert code == 1 and '-   "key_tile": 64' in out and "its record's" in err
+    assert run("--logs", logs, "--schedules", schedules)[0] == 0  # and put right again
+    assert rows_of(schedules)[0]["schedule"] == FAST.to_json()
+
+
+def test_a_row_that_no_log_gives_is_taken_away(logs: Path, schedules: Path) -> None:
+    write_log(logs, "x86_64_v4", record(WINDOW, FAST, measured=0.5))
+    stray = schedules / "combine_fwd" / "x86_64_v4.json"
+    stray.parent.mkdir()
+    stray.write_text("[]\n")
+    assert write(replay(logs), schedules) == ["combine_fwd/x86_64_v4.json", "stream_attention_fwd/x86_64_v4.json"]
+    assert not stray.exists()
+
+
+def edited(row: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return row | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"record": "somewhere"}, "it must be 'x86_64_v4/stream_attention_fwd/<run>.jsonl#<line>'"),
+        ({"record": "x86_64_v4/stream_attention_fwd/none.jsonl#1"}, "none.jsonl is missing"),
+        ({"record": "x86_64_v4/stream_attention_fwd/run.jsonl#9"}, "is not there or not intact"),
+        ({"record": "x86_64_v4/stream_attention_fwd/run.jsonl#2"}, "its record's status is 'wrong'"),
+        ({"schedule": FASTER.to_json()}, "its schedule is"),
+        ({"schedule": ILLEGAL}, "is not legal for"),
+        ({"bucket": {"dk": 128}}, "does not fit its record's"),
+    ],
+)
+def test_an_edited_row_is_an_error(logs: Path, schedules: Path, changes: dict[str, Any], said: str) -> None:
+    write_log(logs, "x86_64_v4", record(WINDOW, FAST, measured=0.5), record(WINDOW, FAST, measured=0.4, status="wrong"))
+    write(replay(logs), schedules)
+    assert verify_rows(schedules, logs) == []
+    (row,) = rows_of(schedules)
+    (schedules / "stream_attention_fwd" / "x86_64_v4.json").write_text(json.dumps([row, edited(row, **changes)]))
+    wrong = verify_rows(schedules, logs)
+    assert wrong and all(w.startswith("stream_attention_fwd/x86_64_v4.json row 1: ") for w in wrong)
+    assert any(said in w for w in wrong), wrong
+
+
+def test_a_row_without_a_record_or_a_file_that_is_none_is_an_error(logs: Path, schedules: Path) -> None:
+    path = schedules / "combine_fwd" / "x86_64_v4.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps([{"bucket": {}, "schedule": {}, "record": "", "environment": {}}]))
+    assert "a record that is not empty" in verify_rows(schedules, logs)[0]
+    path.write_text("{}")
+    assert "it must be a list of rows" in verify_rows(schedules, logs)[0]
+
+
+def test_the_committed_rows_are_those_of_the_committed_logs() -> None:
+    """Both folders may be empty; every row that there is has its record, and the logs give no other rows."""
+    logs, schedules = logs_folder(), schedules_folder()
+    found = replay(logs)
+    assert found.refused == ()
+    assert verify_rows(schedules, logs) == []
+    assert changes(found, schedules) == ""
+    assert len(found.files) == len(list(schedules.glob("*/*.json")))
+
+
+def test_descs_that_share_a_bucket_leave_one_row_the_greater_gain(logs: Path) -> None:
+    assert bucket_of(WINDOW) == bucket_of(HALF)
+    write_log(logs, "x86_64_v4", record(WINDOW, FAST, measured=0.8), record(HALF, FASTER, measured=0.5))
+    (row,) = json.loads(replay(logs).files["stream_attention_fwd/x86_64_v4.json"])
+    assert row["schedule"] == FASTER.to_json()
+
+
+def test_a_folder_without_logs_is_named(tmp_path: Path, schedules: Path) -> None:
+    code, _, err = run("--logs", tmp_path / "none", "--schedules", schedules)
+    assert code == 1 and "is not a folder" in err
+
+
+def test_json_has_everything(logs: Path, schedules: Path) -> None:
+    write_log(logs, "x86_64_v4", record(WINDOW, FAST, measured=0.5))
+    code, out, _ = run("--logs", logs, "--schedules", schedules, "--json")
+    data = json.loads(out)
+    assert code == 0 and data["changed"] == ["stream_attention_fwd/x86_64_v4.json"] and data["refused"] == []
+    assert data["decisions"][0]["why"] == "2.00 times as fast as the default, measured"

@@ -1,0 +1,131 @@
+"""The tuning report: what the page says of logs, the pictures, honesty, and what is said without matplotlib."""
+
+from __future__ import annotations
+
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tuning_logs_made import record, write_log
+
+from nsa_codegen.desc import KernelDesc
+from nsa_codegen.errors import MissingPackageError, TuningLogError
+from nsa_codegen.index_sets import window
+from nsa_codegen.schedule import CpuSchedule, GpuSchedule
+from nsa_codegen.target import TARGETS
+from nsa_codegen.tuning.honesty import honesty
+from nsa_codegen.tuning.records import read_log
+from nsa_codegen.tuning.report import studies_of, write_report
+from nsa_codegen.tuning.space import default_schedule
+
+WINDOW = KernelDesc.of("stream_attention", "float32", visible=window(512), group=4, dk=64, dv=64)
+COMBINE = KernelDesc.of("combine", "float32", paths=3, dv=64, gates="scalar")
+GPU = KernelDesc.of("stream_attention", "bfloat16", visible=window(512), group=16, dk=192, dv=128)
+TILES = (16, 32, 64, 128)
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> Path:
+    pytest.importorskip("matplotlib")
+    folder = tmp_path / "logs"
+    searched = [
+        record(WINDOW, CpuSchedule(key_tile=t), measured=m, predicted=p, stage="search", number=i)
+        for i, (t, m, p) in enumerate(zip(TILES, (1.0, 0.9, 0.5, 0.7), (1.1, 0.8, 0.6, 0.5), strict=True))
+    ]
+    failed = record(WINDOW, CpuSchedule(key_tile=64, query_lanes=32), measured=0.1, status="wrong", stage="search")
+    final = record(WINDOW, CpuSchedule(key_tile=64), measured=0.55, predicted=0.6)
+    write_log(folder, "x86_64_v4", *searched, failed, final)
+    pairs = [
+        record(COMBINE, CpuSchedule(key_tile=t), measured=m, predicted=p, stage="search")
+        for t, m, p in zip(TILES, (1.0, 2.0, 3.0, 4.0), (4.0, 3.0, 2.0, 1.0), strict=True)
+    ]
+    write_log(folder, "x86_64_v4", *pairs)
+    gpu = [
+        record(GPU, s, predicted=p, spill_bytes=0, stage="search")
+        for s, p in ((default_schedule(GPU, TARGETS["sm_90a"]), 1.0), (GpuSchedule(stages=3), 0.8))
+    ]
+    write_log(folder, "sm_90a", *gpu)
+    return folder
+
+
+def png_size(path: Path) -> tuple[int, int]:
+    data = path.read_bytes()
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack(">II", data[16:24])
+    return width, height
+
+
+def test_the_page_holds_kernels_spaces_honesty_and_its_pictures(logs: Path, tmp_path: Path) -> None:
+    page = write_report(logs, tmp_path / "out")
+    text = page.read_text()
+    assert page.name == "report.html" and "<script" not in text and "http" not in text  # self-contained
+    assert f"<td>{WINDOW}</td><td class=n>6</td><td class=n>1</td><td class=n>1000</td><td class=n>550</td>" in text
+    assert "query_lanes=64 key_tile=64 register_rows=4 register_vectors=4" in text
+    assert "208: threads = # is not a multiple" in text and "Test Processor" in text
+    assert "static: compiled, not run" in text and "<td>measured</td>" in text
+    pictures = sorted(p.name for p in page.parent.glob("*.png"))
+    assert pictures == [
+        "sm_90a-best.png", "sm_90a-roofline.png", "x86_64_v4-best.png", "x86_64_v4-predicted.png",
+        "x86_64_v4-roofline.png",
+    ]  # fmt: skip
+    assert text.count("data:image/png;base64,") == len(pictures)
+    assert all(min(png_size(page.parent / name)) > 300 for name in pictures)
+
+
+def test_best_so_far_counts_every_candidate_and_never_rises(logs: Path) -> None:
+    (log,) = (read_log(p) for p in logs.glob("x86_64_v4/stream_attention_fwd/*.jsonl"))
+    (study,) = studies_of(log)
+    assert study.best_so_far() == ([1, 2, 3, 4], [1.0, 0.9, 0.5, 0.5])  # the wrong one is counted, and no best
+    assert study.gain == pytest.approx(1 / 0.55) and study.schedule == CpuSchedule(key_tile=64).to_json()
+
+
+def test_without_a_final_round_the_search_says_what_is_best(logs: Path) -> None:
+    (log,) = (read_log(p) for p in logs.glob("sm_90a/*/*.jsonl"))
+    (study,) = studies_of(log)
+    assert study.default == 1.0 and study.best == 0.8 and study.gain == pytest.approx(1.25)
+
+
+def test_honesty_is_by_desc_by_kind_and_over_all(logs: Path) -> None:
+    records = [r for p in logs.rglob("*.jsonl") for r in read_log(p).records]
+    found = {f.name: f for f in honesty(records)}
+    assert set(found) == {str(WINDOW), str(COMBINE), "stream_attention_fwd", "combine_fwd", "all"}
+    assert found[str(WINDOW)].spearman == pytest.approx(0.8) and found[str(WINDOW)].candidates == 4
+    assert found[str(WINDOW)].loss == pytest.approx(0.7 / 0.5)  # the model's best is not the measured one
+    assert found[str(COMBINE)].spearman == pytest.approx(-1.0) and found[str(COMBINE)].loss == pytest.approx(4.0)
+    assert found["all"].spearman == pytest.approx(-0.1) and found["all"].loss == pytest.approx((1.4 * 4.0) ** 0.5)
+    assert honesty([]) == () and found["all"].to_json()["descs"] == 2
+
+
+def test_honesty_takes_times_in_units_of_the_defaults_of_the_same_turns() -> None:
+    """A machine that is slow for a while makes both slow: what counts is the ratio."""
+    drifting = [
+        record(WINDOW, CpuSchedule(key_tile=t), measured=m, default=d, predicted=p, stage="search")
+        for t, m, d, p in ((16, 1.0, 1.0, 1.0), (32, 1.8, 2.0, 0.9), (64, 3.2, 4.0, 0.8))
+    ]
+    assert honesty(drifting)[0].spearman == pytest.approx(1.0)
+
+
+def test_one_log_or_several_can_be_given(logs: Path, tmp_path: Path) -> None:
+    paths = sorted(logs.rglob("*.jsonl"))
+    assert str(GPU) not in write_report([p for p in paths if "sm_90a" not in str(p)], tmp_path / "two").read_text()
+    assert str(GPU) in write_report(next(p for p in paths if "sm_90a" in str(p)), tmp_path / "one").read_text()
+    with pytest.raises(TuningLogError, match="there is no log in"):
+        write_report(tmp_path / "two", tmp_path / "none")
+    with pytest.raises(TuningLogError, match="there is no log in no-such-run"):
+        write_report("no-such-run", tmp_path / "none")
+
+
+def test_a_damaged_log_is_refused_by_name(logs: Path, tmp_path: Path) -> None:
+    path = next(logs.rglob("*.jsonl"))
+    path.write_text("{}\n" + path.read_text())
+    with pytest.raises(TuningLogError, match=rf"{path.name} line 1"):
+        write_report(logs, tmp_path / "out")
+
+
+def test_without_matplotlib_the_extra_is_named(logs: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'nsa_codegen\[bench\]'"):
+        write_report(logs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

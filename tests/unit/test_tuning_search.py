@@ -1,0 +1,214 @@
+"""The search, with stand-ins for building and measuring: every candidate a record, whatever it does; shared studies."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tuning_fakes as fakes
+from tuning_fakes import DESC, META, TARGET
+
+from nsa_codegen.errors import TuningError
+from nsa_codegen.tuning import kernel_search
+from nsa_codegen.tuning.options import Tools
+from nsa_codegen.tuning.records import Judged, log_path, read_log
+from nsa_codegen.tuning.search import Tuner, require_new_run
+
+TOOLS = Tools(
+    build=fakes.build, prepare=fakes.nothing, judge=fakes.judge, finals=fakes.finals, static=fakes.static,
+    prerequisites=fakes.nothing,
+)  # fmt: skip
+LOG = log_path(Path("logs"), TARGET.name, DESC, META.run)
+
+
+@pytest.fixture(autouse=True)
+def small_space(monkeypatch):
+    """Searches are of twelve schedules; twelve others, of 40 vectors, are refused."""
+    monkeypatch.setattr(kernel_search.Space, "of", fakes.small_space)
+
+
+def tune(folder, tools=TOOLS, **given):
+    """Return what is found, the legal records of the search by (lanes, keys), and those of the final round."""
+    with Tuner(fakes.options_in(folder, **given), tools=tools) as tuner:
+        found = tuner.tune(fakes.LightProblem())
+    records = read_log(folder / LOG).records
+    assert found.records == tuple(sorted((r for r in records if r.stage == "search"), key=lambda r: r.number))
+    legal = [r for r in found.records if r.status != "illegal"]
+    search = {(r.schedule["query_lanes"], r.schedule["key_tile"]): r for r in legal}
+    assert len(search) == len(legal), "a schedule was judged twice"
+    return found, search, [r for r in records if r.stage == "final"]
+
+
+def judged_in(folder):
+    """Return (lanes, keys) of everything that was judged, in any process, and by how many tuners."""
+    lines = [line.split() for line in (folder / "judged.txt").read_text().splitlines()]
+    return [(int(lanes), int(keys)) for lanes, keys, _ in lines], len({tuner for *_, tuner in lines})
+
+
+def test_whatever_a_candidate_does_is_a_record_and_the_search_goes_on(tmp_path):
+    found, search, finals = tune(tmp_path, seconds=2.5)
+    assert len(search) == 12 and found.best.schedule["key_tile"] == 8 and found.gain == 8.0
+    assert search[64, 64].number == 0, "the default comes first"
+    said = {
+        (16, 8): ("crashed", "ended by SIGSEGV"),
+        (16, 16): ("timeout", "not done after 2.5 s"),
+        (16, 32): ("failed", "building it: ValueError: no text for it"),
+        (16, 64): ("failed", "RuntimeError: the kernel returned 7"),
+        (32, 8): ("wrong", "out is off"),
+        (64, 32): ("same", "its text is that of candidate 0"),
+    }
+    for place, (status, reason) in said.items():
+        assert search[place].status == status and reason in search[place].reason, place
+    twins = {search[32, 32].status, search[32, 64].status}
+    assert twins == {"ok", "same"}
+    statuses = Counter(r.status for r in search.values())
+    assert statuses == {"ok": 5, "same": 2, "failed": 2, "crashed": 1, "timeout": 1, "wrong": 1}
+    assert search[64, 32].same_as == 0 and search[64, 32].measured is None
+    ok = search[64, 8]
+    assert ok.speedup == 8.0 and ok.error == 1.0 and ok.key and ok.resources["sha256"] and ok.predicted["seconds"] > 0
+    assert [r.schedule["key_tile"] for r in finals] == [8, 16, 16, 32] and all(r.speedup for r in finals)
+    assert found.default == search[64, 64] and found.finals == tuple(finals)
+
+
+def test_a_run_is_not_begun_twice_and_goes_on_only_with_its_own_study(tmp_path):
+    options = fakes.options_in(tmp_path, trials=2)
+    require_new_run(options)
+    _, search, _ = tune(tmp_path, trials=2)
+    assert len(search) == 2
+    with pytest.raises(TuningError, match=r"run 'r' exists already for x86_64_v4 .*--resume"):
+        require_new_run(options)
+    with pytest.raises(TuningError, match="knows none of them"):
+        tune(tmp_path, storage=f"sqlite:///{tmp_path / 'other.db'}")
+    with pytest.raises(TuningError, match="processor 'p', and this run of 'q'"):
+        tune(tmp_path, meta=replace(META, environment={"processor": "q", "cores": 2}))
+    with pytest.raises(TuningError, match="of another device or judge"):
+        tune(tmp_path, logs=tmp_path / "elsewhere", meta=replace(META, environment={"processor": "q"}))
+
+
+def test_a_run_that_is_done_stays_as_it_is_and_more_trials_add_to_it(tmp_path):
+    tools = replace(TOOLS, build=fakes.build_apart, judge=fakes.slow_judge)
+    tune(tmp_path, tools, trials=3)
+    text = (tmp_path / LOG).read_text()
+    tune(tmp_path, tools, trials=3)
+    assert (tmp_path / LOG).read_text() == text
+    _, search, finals = tune(tmp_path, tools, trials=5)
+    assert len(search) == 5 and (tmp_path / LOG).read_text().startswith(text) and len(finals) == 2 + 4
+    judged, _ = judged_in(tmp_path)
+    assert len(judged) == len(set(judged)) == 5
+
+
+def test_a_lost_log_is_written_again_from_the_study(tmp_path):
+    _, search, _ = tune(tmp_path, trials=3)
+    (tmp_path / LOG).unlink()
+    _, again, _ = tune(tmp_path, trials=3)
+    assert again == search
+
+
+def test_a_default_that_does_not_work_ends_the_search_of_its_kernel(tmp_path):
+    with pytest.raises(TuningError, match=r"the default schedule of combine_fwd.* is wrong, .*: every one is off"):
+        tune(tmp_path, replace(TOOLS, judge=all_wrong))
+    (record,) = read_log(tmp_path / LOG).records
+    assert record.status == "wrong"
+
+
+def all_wrong(*_):
+    return Judged(status="wrong", reason="every one is off")
+
+
+def test_inputs_that_can_not_be_made_are_an_error_of_the_tuner_and_no_record(tmp_path):
+    with pytest.raises(TuningError, match=r"can't be judged; making its inputs failed: TypeError"):
+        tune(tmp_path, replace(TOOLS, prepare=len))
+    assert read_log(tmp_path / LOG).records == ()
+
+
+def test_with_more_schedules_than_trials_the_sampler_chooses_and_what_it_may_not_is_recorded(tmp_path):
+    tools = replace(TOOLS, build=fakes.build_apart, judge=fakes.slow_judge)
+    found, search, _ = tune(tmp_path, tools, trials=9)
+    assert len(search) == 9 and {r.status for r in search.values()} == {"ok"}
+    illegal = [r for r in found.records if r.status == "illegal"]
+    assert illegal and all("a register tile of 160 vectors" in r.reason and r.predicted is None for r in illegal)
+    assert len({tuple(r.schedule.values()) for r in illegal}) == len(illegal)
+
+
+def test_the_static_judge_compiles_the_best_predicted_until_enough_do_not_spill(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernel_search, "predict", lambda desc, s, target, sizes: Predicted(s.key_tile))
+    found, search, finals = tune(tmp_path, meta=replace(META, judge="static"), compiled=3, trials=12)
+    assert not finals and not (tmp_path / "judged.txt").exists()
+    good = [r for r in search.values() if r.status == "ok" and not r.resources["spill_bytes"]]
+    assert {(r.schedule["query_lanes"], r.schedule["key_tile"]) for r in good} == {
+        (16, 8),
+        (16, 16),
+        (16, 32),
+        (64, 64),
+    }
+    assert {r.judge for r in search.values()} == {"static"}
+    assert {r.status for p, r in search.items() if p[0] == 32} == {"failed"}
+    assert found.gain == 8.0 and found.best.schedule["key_tile"] == 8
+
+
+class Predicted:
+    def __init__(self, tile):
+        self.seconds = tile * 1e-3
+
+    def to_json(self):
+        return {"seconds": self.seconds}
+
+
+def process(folder, trials=12):
+    return subprocess.Popen([sys.executable, fakes.__file__, str(folder), str(trials)], stderr=subprocess.PIPE)
+
+
+@pytest.mark.parametrize(("kind", "trials"), [("journal", 10), ("sqlite", 12)])
+def test_two_tuners_divide_the_work_and_leave_one_log(tmp_path, kind, trials, monkeypatch):
+    monkeypatch.setenv("TUNING_FAKES_STORAGE", f"{kind}:///{tmp_path / 'study'}")
+    monkeypatch.setenv("TUNING_FAKES_SLOW", "0.2")
+    monkeypatch.setenv("TUNING_FAKES_TOGETHER", "2")
+    tuners = [process(tmp_path, trials) for _ in range(2)]
+    errors = [t.communicate(timeout=100)[1].decode() for t in tuners]
+    assert [t.returncode for t in tuners] == [0, 0], errors
+    judged, by = judged_in(tmp_path)
+    assert by == 2, "one tuner did it all"
+    assert len(judged) == len(set(judged)) == trials
+    records = read_log(tmp_path / LOG).records
+    search, finals = ([r for r in records if r.stage == s and r.status == "ok"] for s in ("search", "final"))
+    assert len(search) == len({tuple(r.schedule.values()) for r in search}) == len({r.number for r in search}) == trials
+    assert len(finals) == len({r.number for r in finals}) == 4, "the final round was not held once"
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+def test_a_tuner_that_is_stopped_keeps_its_records_and_who_resumes_does_the_rest(tmp_path, how, monkeypatch):
+    monkeypatch.setenv("TUNING_FAKES_SLOW", "0.3")
+    tuner = process(tmp_path)
+    try:
+        for _ in range(600):
+            if (tmp_path / "judged.txt").exists() and len(judged_in(tmp_path)[0]) > 2:
+                break
+            time.sleep(0.1)
+    finally:
+        tuner.send_signal(how)
+        tuner.communicate(timeout=30)
+    before = read_log(tmp_path / LOG).records
+    assert 1 <= len(before) < 12
+    with (tmp_path / LOG).open("a") as file:
+        file.write(json.dumps(before[0].to_json())[:100])  # as if it had been stopped while it wrote
+    monkeypatch.delenv("TUNING_FAKES_SLOW")
+    tools = replace(TOOLS, build=fakes.build_apart, judge=fakes.slow_judge)
+    _, search, finals = tune(tmp_path, tools)
+    after = read_log(tmp_path / LOG)
+    assert after.records[: len(before)] == before and after.torn == 0
+    assert len(search) == 12 and {r.status for r in search.values()} == {"ok"} and len(finals) == 4
+    judged, _ = judged_in(tmp_path)
+    again = [place for place, times in Counter(judged).items() if times > 1]
+    assert len(again) <= 1, "more than the one that was being judged was judged again"
+
+
+def test_a_url_that_is_none_says_what_is_one(tmp_path):
+    with pytest.raises(TuningError, match="journal:///folder/file, sqlite:///"):
+        tune(tmp_path, storage="here.db")
+    with pytest.raises(TuningError, match="can't be opened"):
+        tune(tmp_path, storage="nonsense://here/db")
