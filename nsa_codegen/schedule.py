@@ -89,6 +89,16 @@ class ScheduleSpace:
     }
 
     @classmethod
+    def axes(cls, desc: KernelDesc, target: Target, usual: Schedule) -> dict[str, tuple[int, ...]]:
+        """Return the values of each field, that of the `usual` schedule among them; its alone where none is read."""
+        fields, found = cls.cpu_axes if isinstance(target, CpuTarget) else cls.gpu_axes, usual.to_json()
+        read = _read_on_cpu(desc) if isinstance(target, CpuTarget) else tuple(fields)
+        return {
+            name: tuple(sorted({*values, found[name]})) if name in read else (found[name],)
+            for name, values in fields.items()
+        }
+
+    @classmethod
     def candidates(cls, desc: KernelDesc, target: Target) -> Iterator[Schedule]:
         """Yield every legal schedule."""
         axes = cls.cpu_axes if isinstance(target, CpuTarget) else cls.gpu_axes
@@ -116,6 +126,18 @@ class ScheduleSpace:
         if reason is not None:
             raise ScheduleError(f"schedule ({schedule}) is not legal for {desc} on {target.name}: {reason}")
         return schedule
+
+
+def _read_on_cpu(desc: KernelDesc) -> tuple[str, ...]:
+    """Return the fields that the template of a CPU kernel reads."""
+    tile = ("register_rows", "register_vectors")
+    if desc.op in ("stream_attention", "select_blocks"):
+        return ("query_lanes", "key_tile", *tile)
+    if desc.op == "gather_attention":
+        return tile if dict(desc.dims).get("part") == "queries" else ("key_tile", *tile)
+    if desc.op == "compress" and desc.word("method") == "mlp":
+        return ("query_lanes", *tile)
+    return ()
 
 
 NARROWED_OPS = ("stream_attention", "select_blocks")

@@ -16,7 +16,7 @@ from typing import Any
 from ..desc import KernelDesc
 from ..schedule import Schedule, ScheduleSpace, schedule_class
 from ..selection import FALLBACK, schedules_folder, select
-from ..target import CpuTarget, Target
+from ..target import Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,7 @@ class Space:
     def of(cls, desc: KernelDesc, target: Target) -> Space:
         """Return the space; raises `ScheduleError` if no schedule of the fallback file is legal."""
         default = default_schedule(desc, target)
-        axes = ScheduleSpace.cpu_axes if isinstance(target, CpuTarget) else ScheduleSpace.gpu_axes
-        axes = {name: tuple(sorted({*values, default.to_json()[name]})) for name, values in axes.items()}
+        axes = ScheduleSpace.axes(desc, target, default)
         legal, refused = [], Counter[str]()
         for schedule in _combinations(axes, target):
             reason = ScheduleSpace.check(schedule, desc, target)

@@ -5,6 +5,7 @@ The prelude, `tile.h`, is in the repository already: a line stands for it, after
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ import pytest
 from nsa_codegen.desc import KernelDesc
 from nsa_codegen.lowering import lower
 from nsa_codegen.ops import program_descs
-from nsa_codegen.schedule import CpuSchedule
+from nsa_codegen.ops.compress import compress_desc
+from nsa_codegen.schedule import CpuSchedule, ScheduleSpace
 from nsa_codegen.spec import NSASpec
 from nsa_codegen.target import TARGETS
 from nsa_codegen.templates.cpu.common import prelude
@@ -58,3 +60,29 @@ def test_no_golden_text_is_left_over() -> None:
 def test_lowering_twice_gives_the_same_text() -> None:
     desc = GOLDEN["stream_attention_fwd"]
     assert lower(desc, SCHEDULE, TARGET) == lower(desc, SCHEDULE, TARGET)
+
+
+UNREAD = (
+    KernelDesc.of("combine", "float32", paths=3, dv=16, gates="scalar"),
+    KernelDesc.of("pack_blocks", "float32", block=16, dim=16, layout="columns"),
+    compress_desc("mean", "float32", kernel=8, stride=4, dim=16),
+    compress_desc("mlp", "float32", kernel=8, stride=4, dim=16).replace(hidden=16),
+    KernelDesc.of(
+        "gather_attention", "float32", reach="causal", source="packed", group=2, dk=16, dv=16, block=16, n=3
+    ),
+    KernelDesc.of(
+        "gather_attention", "float32", direction="bwd", part="queries", reach="causal", group=2, dk=16, dv=16, block=16,
+        n=3,
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("desc", UNREAD, ids=str)
+def test_a_field_without_an_axis_changes_no_text(desc: KernelDesc) -> None:
+    axes = ScheduleSpace.axes(desc, TARGET, SCHEDULE)
+    other = CpuSchedule(query_lanes=32, key_tile=32, register_rows=2, register_vectors=2).to_json()
+    unread = {name: other[name] for name, values in axes.items() if len(values) == 1}
+    assert unread
+    texts = [lower(desc, s, TARGET).text for s in (SCHEDULE, dataclasses.replace(SCHEDULE, **unread))]
+    plain = [[line for line in text.splitlines() if not line.startswith("// schedule ")] for text in texts]
+    assert plain[0] == plain[1]
