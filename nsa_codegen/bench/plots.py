@@ -101,8 +101,11 @@ def _draw_speedup(figure: Any, result: Result) -> None:
             label = f"{name}, the paper's on an A100"
             axes.plot(list(paper), list(paper.values()), "x--", color=colour, alpha=0.6, label=label)
     axes.axhline(1.0, color="black", linewidth=0.8)
-    axes.set_yscale("log")
+    axes.set_yscale("log", base=2)
     _by_tokens(axes, tokens, "speed-up over torch SDPA, dense causal", "times")
+    low, high = axes.get_ylim()
+    ticks = [2.0**power for power in range(-6, 8) if low <= 2.0**power <= high]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
 
 
 def _with_quartiles(axes: Any, points: list[tuple[int, dict[str, Any]]], field: str, label: str, **style: Any) -> None:

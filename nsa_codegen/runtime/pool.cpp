@@ -1,6 +1,7 @@
 // Thread pool of the CPU kernels: persistent workers that take ranges of independent tasks.
 // One caller at a time has the workers; a second one runs its tasks itself, in its own thread.
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 
 #include <atomic>
@@ -11,6 +12,7 @@
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <vector>
 
 typedef int32_t (*nsa_task_fn)(void* context, int32_t lo, int32_t hi, int32_t worker);
 
@@ -57,6 +59,8 @@ struct Pool {
   std::condition_variable wake, left;
   std::atomic<uint64_t> generation{0};
   int32_t sleeping = 0, workers = 0;
+  std::vector<std::thread::native_handle_type> handles;
+  int kept_off = -1;  // the processor that workers leave to the caller
 
   void take_chunks(int32_t worker) {
     while (status.load(std::memory_order_relaxed) == 0) {
@@ -108,10 +112,28 @@ struct Pool {
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, &before);
     try {
-      for (; workers < wanted; ++workers) std::thread(&Pool::work, this, workers + 1).detach();
+      for (; workers < wanted; ++workers) {
+        std::thread made(&Pool::work, this, workers + 1);
+        handles.push_back(made.native_handle());
+        made.detach();
+      }
     } catch (const std::system_error&) {  // no more threads to be had: go on with those there are
     }
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  }
+
+  // Linux likes to wake a thread on the processor of the one that wakes it, where it waits for milliseconds, more than a
+  // short kernel takes. So workers that sleep are kept off the caller's, where there are processors enough.
+  void keep_off_caller() {
+#if defined(__linux__)
+    const int here = sched_getcpu();
+    cpu_set_t allowed;
+    if (here < 0 || here == kept_off || pthread_getaffinity_np(pthread_self(), sizeof allowed, &allowed)) return;
+    CPU_CLR(here, &allowed);
+    if (CPU_COUNT(&allowed) < static_cast<int>(handles.size())) return;
+    for (auto handle : handles) pthread_setaffinity_np(handle, sizeof allowed, &allowed);
+    kept_off = here;
+#endif
   }
 
   int32_t run(nsa_task_fn new_task, void* new_context, int32_t new_tasks, int32_t threads) {
@@ -130,7 +152,10 @@ struct Pool {
     {
       std::lock_guard<std::mutex> lock(mutex);
       generation.fetch_add(1);
-      if (sleeping > 0) wake.notify_all();
+      if (sleeping > 0) {
+        keep_off_caller();
+        wake.notify_all();
+      }
     }
     take_chunks(0);
     gate.fetch_or(kClosed);  // a worker that has not woken yet is not waited for

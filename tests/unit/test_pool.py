@@ -164,6 +164,25 @@ def test_sleeping_workers_are_woken(probe: Artifact) -> None:
         Run(probe, 4).launch(threads=4, mode=RENDEZVOUS, number=4)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells threads where to run")
+def test_a_worker_that_sleeps_is_kept_off_the_callers_processor(probe: Artifact) -> None:
+    """Woken there it would wait for milliseconds; a caller that is bound to one processor keeps its worker with it."""
+    everywhere = os.sched_getaffinity(0)
+    for bound in (False, True):
+        child = os.fork()
+        if child == 0:
+            if bound:
+                os.sched_setaffinity(0, {min(everywhere)})
+            for _ in range(2):
+                Run(probe, 2).launch(threads=2, mode=RENDEZVOUS, number=2)
+                time.sleep(0.05)
+            allowed = [os.sched_getaffinity(int(task.name)) for task in Path("/proc/self/task").iterdir()]
+            fewer = sum(len(x) == len(everywhere) - 1 for x in allowed)
+            os._exit(fewer)
+        fewer = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert fewer == (1 if len(everywhere) > 1 and not bound else 2 if len(everywhere) == 2 else 0)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 4])
 @pytest.mark.parametrize("failing", [0, 57, 199])
 def test_a_status_reaches_the_caller_and_the_pool_goes_on(probe: Artifact, failing: int, threads: int) -> None:
