@@ -24,6 +24,7 @@ from .errors import InputError
 from .index_sets import RangeSet, TopK
 from .ops import OPS, pack_descs, select_desc
 from .ops.compress import compress_desc
+from .ops.stream_attention import attention_outputs
 from .schedule import GpuSchedule, Schedule, has_few, lanes_of_one_query, narrowed
 from .selection import select
 from .target import GpuTarget, native_target
@@ -195,7 +196,7 @@ def _stream_attention(q: Tensor, k: Tensor, v: Tensor, visible: str, q_start: in
 
 @fake_op("stream_attention")
 def _stream_attention_fake(q: Tensor, k: Tensor, v: Tensor, visible: str, q_start: int, scale: float) -> Any:
-    return _attention_outputs(q, v)
+    return attention_outputs(q, v)
 
 
 @define_op(
@@ -256,7 +257,7 @@ def _gather_attention(
 
 @fake_op("gather_attention")
 def _gather_attention_fake(q: Tensor, k: Tensor, v: Tensor, block_indices: Tensor, *rest: Any) -> Any:
-    return _attention_outputs(q, v)
+    return attention_outputs(q, v)
 
 
 @define_op("combine(Tensor[] outs, Tensor gates) -> Tensor")
@@ -269,11 +270,6 @@ def _combine(outs: list[Tensor], gates: Tensor) -> Tensor:
 @fake_op("combine")
 def _combine_fake(outs: list[Tensor], gates: Tensor) -> Tensor:
     return outs[0].new_empty(outs[0].shape)
-
-
-def _attention_outputs(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    out = q.new_empty((*q.shape[:3], v.shape[3]))
-    return out, q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 def pays_to_pack(tokens: int, n: int, blocks: int) -> bool:

@@ -7,7 +7,7 @@ by default the last query stands at the last key, so that decoding with a cache 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -267,8 +267,9 @@ def attention(
         raise InputError(f"{call}: kv has no entry for {missing}; give keys and values for each path")
     tokens = [kv[p.name][0].shape[1] for p in program.paths if not isinstance(p.keys, Phi)]
     start = checked_start(call, q_start, q, min(tokens)) if tokens else (q_start or 0)
-    if (gates is None) == (program.combine == "none") and _runs_as_one(program, q, kv, gates, impl):
-        return _as_one(program, q, kv, gates, scale=scale, q_start=start)
+    pairs = [kv[p.name] for p in program.paths]
+    if (gates is None) == (program.combine == "none") and _runs_as_one(program, q, pairs, gates, impl):
+        return _as_one(program, q, pairs, gates, scale=scale, q_start=start)
     outs = [_path(program, p, q, kv, scale=scale, q_start=start, impl=impl) for p in program.paths]
     if program.combine == "none":
         if gates is not None:
@@ -310,7 +311,7 @@ def _require_gates(paths: int, lead: list[int], gates: Tensor, device: torch.dev
 
 
 def _runs_as_one(
-    program: Program, q: Tensor, kv: Mapping[str, tuple[Tensor, Tensor]], gates: Tensor | None, impl: str
+    program: Program, q: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], gates: Tensor | None, impl: str
 ) -> bool:
     """Return whether one op may do all of `program`: on the CPU's kernels, and with nothing to be differentiated."""
     if q.device.type != "cpu" or torch.compiler.is_compiling():  # a graph holds the single ops, and fuses around them
@@ -318,7 +319,6 @@ def _runs_as_one(
     if not inference.serves(program) or emulated_target() is not None:
         return False
     if torch.is_grad_enabled():
-        pairs = [kv[p.name] for p in program.paths]
         if q.requires_grad or (gates is not None and gates.requires_grad):
             return False
         if any(k.requires_grad or v.requires_grad for k, v in pairs):
@@ -332,13 +332,12 @@ _passed: set[Any] = set()  # what was checked: programs with shapes, dtypes and 
 def _as_one(
     program: Program,
     q: Tensor,
-    kv: Mapping[str, tuple[Tensor, Tensor]],
+    pairs: Sequence[tuple[Tensor, Tensor]],
     gates: Tensor | None,
     *,
     scale: float | None,
     q_start: int,
 ) -> Tensor:
-    pairs = [kv[p.name] for p in program.paths]
     tensors = [q, *(x for pair in pairs for x in pair), *(() if gates is None else (gates,))]
     text = inference.text_of(program)
     seen = (text, tuple((x.shape, x.dtype, x.device) for x in tensors))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from .build import Request
 from .desc import KernelDesc
@@ -34,11 +34,15 @@ def needed_descs(program: Program, dtype: str, direction: str = "both", *, kind:
 
 
 def needed_requests(program: Program, dtype: str, target: Target, direction: str = "both") -> tuple[Request, ...]:
-    """Return `needed_descs`, each with the schedule that is selected for it on `target`, and that for few queries.
+    """Return the requests for `needed_descs` on `target`; raises `SpecError` and `ScheduleError`."""
+    return requests_for(needed_descs(program, dtype, direction, kind=target.kind), target)
 
-    Raises `SpecError` and `ScheduleError`.
+
+def requests_for(descs: Iterable[KernelDesc], target: Target) -> tuple[Request, ...]:
+    """Return each desc with the schedule that is selected for it on `target`, and with that for few queries.
+
+    Raises `ScheduleError`.
     """
-    descs = needed_descs(program, dtype, direction, kind=target.kind)
     chosen = [(d, select(d, target).schedule) for d in descs]
     chosen += [(d, narrowed(schedule, d, target)) for d, schedule in chosen]
     return tuple(dict.fromkeys(Request(desc=d, schedule=s, target=target) for d, s in chosen))

@@ -54,11 +54,12 @@ def select(desc: KernelDesc, target: Target, *, folder: Path | None = None) -> S
     for arch in _chain(target.name, fallback["chain"]):
         path = folder / desc.kind / f"{arch}.json"
         rows, name = read_rows(path), f"{desc.kind}/{path.name}"
-        number = _best_row(rows, desc)
-        if number is not None:
+        fitting = _fitting(rows, desc)
+        if fitting:
+            number = fitting[0]
             row = rows[number]
             source = f"{name} row {number} {json.dumps(row['bucket'], sort_keys=True)}"
-            tried.append(f"{source}: names most, of {_fitting(rows, desc)} rows that fit, of {len(rows)} rows")
+            tried.append(f"{source}: names most, of {len(fitting)} rows that fit, of {len(rows)} rows")
             schedule = _legal(row["schedule"], desc, target, source)
             return Selected(schedule=schedule, source=source, row=row, tried=tuple(tried))
         tried.append(f"{name}: {'no tuned rows' if not rows else f'none of its {len(rows)} rows fits'}")
@@ -131,16 +132,11 @@ def _chain(arch: str, parents: dict[str, str]) -> Iterator[str]:
     raise ScheduleError(f"{FALLBACK}: the chain {' -> '.join([*seen, arch])} has no end")
 
 
-def _best_row(rows: list[dict[str, Any]], desc: KernelDesc) -> int | None:
-    """Return the number of the row whose bucket names most facts of `desc` and no others; the first of equals."""
+def _fitting(rows: list[dict[str, Any]], desc: KernelDesc) -> list[int]:
+    """Return the numbers of the rows whose buckets name facts of `desc` and no others: those that name most first."""
     facts = facts_of(desc)
     fitting = [number for number, row in enumerate(rows) if row["bucket"].items() <= facts.items()]
-    return max(fitting, key=lambda number: len(rows[number]["bucket"]), default=None)
-
-
-def _fitting(rows: list[dict[str, Any]], desc: KernelDesc) -> int:
-    facts = facts_of(desc)
-    return sum(row["bucket"].items() <= facts.items() for row in rows)
+    return sorted(fitting, key=lambda number: -len(rows[number]["bucket"]))
 
 
 def _generic(

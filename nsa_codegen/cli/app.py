@@ -101,15 +101,26 @@ def cell_text(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def progress_bar() -> Progress:
-    """Return a progress bar on stderr, so that stdout holds results only; silent where stderr is no terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+def progress_bar(*, left: bool = False) -> Progress:
+    """Return a progress bar on stderr, so that stdout holds results only; silent where stderr is no terminal.
+
+    `left` shows the time left, too.
+    """
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        *((TextColumn("left"), TimeRemainingColumn()) if left else ()),
         console=console(stderr=True),
         disable=not sys.stderr.isatty(),
     )

@@ -16,7 +16,7 @@ from ..errors import BuildForbiddenError, InputError, TuningError, TuningLogErro
 from ..index_sets import require_choice
 from ..store import building_is_forbidden
 from ..target import Target, parse_target
-from .app import AsJson, console, print_error, print_json, print_table
+from .app import AsJson, console, print_error, print_json, print_table, progress_bar
 from .options import PRESETS, Dtype, TargetName, default_dtype
 
 if TYPE_CHECKING:
@@ -151,27 +151,13 @@ def _show_spaces(problems: tuple[Problem, ...], target: Target, *, silent: bool)
 
 def _search(problems: tuple[Problem, ...], options: Options) -> tuple[list[dict[str, Any]], list[str]]:
     """Tune the kernels one after another, and return a row for each that came to its end, and what failed."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
     from ..tuning.kernel_search import planned
     from ..tuning.search import Tuner
 
     totals = {p.desc: planned(p, options) for p in problems}
-    out = console(stderr=True)
     rows: list[dict[str, Any]] = []
     failures: list[str] = []
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
-        TimeRemainingColumn(), console=out, disable=not sys.stderr.isatty(),
-    )  # fmt: skip
-    with bar:
+    with progress_bar(left=True) as bar:
         task = bar.add_task("tuning", total=sum(totals.values()))
         judged = dict.fromkeys(totals, 0)
 
@@ -190,7 +176,7 @@ def _search(problems: tuple[Problem, ...], options: Options) -> tuple[list[dict[
                         continue
                     report(found)
                     rows.append(_row(found))
-                    out.print(_headline(found), markup=False, soft_wrap=True)
+                    bar.console.print(_headline(found), markup=False, soft_wrap=True)
             except KeyboardInterrupt:
                 print_error(f"interrupted; all records are kept: go on with --resume --run {options.meta.run}")
                 raise typer.Exit(INTERRUPTED) from None

@@ -62,7 +62,7 @@ def prepare(
 
 def attention_outputs(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Return out and lse of an attention, not yet computed."""
-    return q.new_empty((*q.shape[:3], v.shape[3])), torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    return q.new_empty((*q.shape[:3], v.shape[3])), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 def work(desc: KernelDesc, sizes: Sizes) -> Work:

@@ -23,10 +23,9 @@ sys.path.insert(0, str(HERE))  # for `cases`, which all modules here share
 @pytest.fixture(scope="session")
 def kernels(request: pytest.FixtureRequest) -> Path:
     """The cache, with every kernel that the collected modules of this folder name."""
-    from nsa_codegen.build import Request, build_all
+    from nsa_codegen.build import build_all
     from nsa_codegen.desc import KernelDesc
-    from nsa_codegen.schedule import narrowed
-    from nsa_codegen.selection import select
+    from nsa_codegen.requests import requests_for
     from nsa_codegen.store import KernelStore
     from nsa_codegen.target import native_target
 
@@ -35,9 +34,7 @@ def kernels(request: pytest.FixtureRequest) -> Path:
     for module in sorted(modules, key=lambda m: m.__name__):
         descs.update(dict.fromkeys(getattr(module, "KERNELS", ())))
     target = native_target()
-    chosen = [(d, select(d, target).schedule) for d in descs]
-    chosen += [(d, narrowed(schedule, d, target)) for d, schedule in chosen]
-    requests = [Request(desc=d, schedule=s, target=target) for d, s in dict.fromkeys(chosen)]
+    requests = requests_for(descs, target)
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one of pytest-xdist's workers builds, the others wait
