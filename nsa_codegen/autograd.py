@@ -6,7 +6,6 @@ are bit-equal. Second derivatives are refused.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -16,17 +15,11 @@ from . import dispatch
 from .desc import KernelDesc
 from .dispatch import NAMESPACE, define_op, dtype_name, fake_op, gather_desc, run, stream_desc
 from .errors import SecondDerivativeError
-from .ops import OPS
-from .ops.compress import compress_desc
-from .ops.gather_attention import backward_pack_descs, inverse_index
+from .needed import backward_descs, backward_pack_descs, compress_desc
+from .ops.gather_attention import inverse_index
 from .tiling import ceil_div
 
 _ops = torch.ops.nsa_codegen
-
-
-@functools.lru_cache(maxsize=1024)
-def _backward_descs(desc: KernelDesc) -> tuple[KernelDesc, ...]:
-    return OPS[desc.op].backward_descs(desc)
 
 
 @define_op(
@@ -47,7 +40,7 @@ def _stream_backward(
 ) -> tuple[Tensor, ...]:
     q, k, v, out, lse, dout, dlse = (x.contiguous() for x in (q, k, v, out, lse, dout, dlse))
     desc = stream_desc(visible, dtype_name(q), q.shape[2] // k.shape[2], q.shape[3], v.shape[3])
-    by_queries, by_keys = _backward_descs(desc)
+    by_queries, by_keys = backward_descs(desc)
     shared = {"q": q, "k": k, "v": v, "lse": lse, "dout": dout, "q_start": q_start, "scale": scale}
     grad_q, delta = run(by_queries, **shared, out=out, dlse=dlse)
     return grad_q, *run(by_keys, **shared, delta=delta)
@@ -79,7 +72,7 @@ def _gather_backward(
     q, k, v, out, lse, dout, dlse = (x.contiguous() for x in (q, k, v, out, lse, dout, dlse))
     n, group = block_indices.shape[3], q.shape[2] // k.shape[2]
     desc = gather_desc(dtype_name(q), group, q.shape[3], v.shape[3], block, n, causal, "packed")
-    by_queries, by_keys = _backward_descs(desc)
+    by_queries, by_keys = backward_descs(desc)
     if dispatch.gpu_of(q) is not None:
         given = {"q": q, "k": k, "v": v, "lse": lse, "dout": dout, "q_start": q_start, "scale": scale}
         grad_q, delta = run(by_queries, **given, out=out, dlse=dlse, block_indices=block_indices)
@@ -102,7 +95,7 @@ def _gather_backward_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Any:
 def _combine_backward(outs: list[Tensor], gates: Tensor, dout: Tensor) -> tuple[list[Tensor], Tensor]:
     words = "scalar" if gates.dim() == 1 else "sigmoid"
     desc = KernelDesc.of("combine", dtype_name(outs[0]), paths=len(outs), dv=outs[0].shape[-1], gates=words)
-    (backward,) = _backward_descs(desc)
+    (backward,) = backward_descs(desc)
     found = run(backward, outs=[o.contiguous() for o in outs], gates=gates, dout=dout.contiguous())
     by_row = found[-1]
     # In float64, so that the sum does not depend on how torch splits it over threads.
@@ -131,7 +124,7 @@ def _compress_backward(
     desc = compress_desc(method, dtype_name(x), kernel=kernel, stride=stride, dim=x.shape[3])
     if method == "mlp":
         return _mlp_backward(desc.replace(hidden=given["w1"].shape[0]), x, dout, given)
-    parts = _backward_descs(desc)
+    parts = backward_descs(desc)
     by_tokens = {"weight": given["weight"]} if method == "conv" else {}
     grads = [run(parts[0], x=x, dout=dout, **by_tokens)[0]]
     if method == "conv":
@@ -141,7 +134,7 @@ def _compress_backward(
 
 
 def _mlp_backward(desc: KernelDesc, x: Tensor, dout: Tensor, given: dict[str, Tensor]) -> list[Tensor]:
-    by_inner, by_tokens, by_weights = _backward_descs(desc)
+    by_inner, by_tokens, by_weights = backward_descs(desc)
     given = {name: w.contiguous() for name, w in given.items()}
     layers = {name: given[name] for name in ("position", "w1", "b1", "w2")}
     active, dz = run(by_inner, x=x, dout=dout, **layers)

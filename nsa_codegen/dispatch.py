@@ -22,8 +22,8 @@ from .desc import KernelDesc
 from .device import ExecutedKernel, GpuArtifact, device_target, emulated_target, executed_kernel, load_artifact
 from .errors import InputError
 from .index_sets import RangeSet, TopK
-from .ops import OPS, pack_descs, select_desc
-from .ops.compress import compress_desc
+from .needed import compress_desc, pack_descs, select_desc
+from .ops import OPS
 from .ops.stream_attention import attention_outputs
 from .schedule import GpuSchedule, Schedule, has_few, lanes_of_one_query, narrowed
 from .selection import select

@@ -30,8 +30,7 @@ from .dispatch import (
     stream_desc,
 )
 from .index_sets import RangeSet, TopK
-from .ops import pack_descs, select_desc
-from .ops.compress import compress_desc
+from .needed import compress_desc, pack_descs, select_desc
 from .program import Program
 from .schedule import CpuSchedule
 from .tiling import QUERIES_PER_TASK, RowTile, ceil_div

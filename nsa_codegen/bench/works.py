@@ -10,8 +10,8 @@ from typing import Any
 
 from ..desc import KernelDesc
 from ..index_sets import TopK, causal, complete, window
-from ..ops import OPS, Sizes, Work, select_desc
-from ..ops.compress import compress_desc
+from ..needed import compress_desc, select_desc
+from ..ops import OPS, Sizes, Work
 from ..program import Phi
 from ..spec import NSASpec
 

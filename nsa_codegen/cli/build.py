@@ -31,7 +31,8 @@ def build(
     A kernel is stored (there already), compiled (its text was there), lowered (and compiled), or failed; then the
     exit code is 1.
     """
-    from ..requests import DIRECTIONS, needed_requests
+    from ..needed import DIRECTIONS
+    from ..requests import needed_requests
 
     require_choice("build", "direction", direction, DIRECTIONS)
     asked = parse_target(target)

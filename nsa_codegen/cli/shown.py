@@ -89,7 +89,7 @@ def _fields(wanted: str) -> dict[str, int]:
 
 
 def _of_program(kind: tuple[str, str], program: Program, dtype: str, target: Target, store: KernelStore) -> list[Shown]:
-    from ..requests import needed_descs
+    from ..needed import needed_descs
 
     descs = needed_descs(program, dtype, kind=target.kind)
     found = [d for d in descs if (d.op, d.direction) == kind]

@@ -7,9 +7,8 @@ from typing import Any
 
 from ..desc import KernelDesc
 from ..index_sets import causal, complete, window
+from ..needed import compress_desc, needed_descs
 from ..ops import Sizes
-from ..ops.compress import compress_desc
-from ..requests import needed_descs
 from ..spec import NSASpec
 
 TARGETS = ("sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a")

@@ -21,6 +21,7 @@ from .. import autograd, dispatch, reference
 from ..desc import KernelDesc
 from ..device import Executed, emulated
 from ..errors import ExecutionError, SpecError
+from ..needed import backward_descs
 from ..ops import OPS, Sizes
 from ..target import GpuTarget
 
@@ -121,7 +122,7 @@ def has_backward(desc: KernelDesc) -> bool:
     """Return whether gradients pass through the op of `desc`: not through a mean that only serves scores."""
     if desc.op == "compress" and dict(desc.dims).get("out", desc.dtype) != desc.dtype:
         return False
-    return bool(OPS[desc.op].backward_descs(desc))
+    return bool(backward_descs(desc))
 
 
 def forward_of(desc: KernelDesc) -> KernelDesc:
@@ -135,7 +136,7 @@ def forward_of(desc: KernelDesc) -> KernelDesc:
     for option in options:
         forward = KernelDesc.of(desc.op, desc.dtype, visible=desc.visible, **option)
         with contextlib.suppress(SpecError):
-            if desc in OPS[desc.op].backward_descs(forward):
+            if desc in backward_descs(forward):
                 return forward
     raise SpecError(f"no forward kernel is known whose backward runs {desc}")
 

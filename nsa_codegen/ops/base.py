@@ -49,9 +49,9 @@ class OpDef:
     `inputs` and `outputs` name tensors and their axes, spelled with the letters of `AXES`. `samples` are descs
     that tests and benchmarks use, `make_inputs(desc, sizes, generator)` draws arguments for one, `reference(desc,
     **arguments)` is its meaning, `prepare(desc, schedule, workers, **arguments)` allocates and lays out one launch,
-    and `work(desc, sizes)` counts. `backward_descs(desc)` names the kernels of the backward, in the order in which they
-    run; `prepare_backward` lays out one launch of such a desc, and `prepare_gpu(desc, schedule, **arguments)` one of
-    either direction on a GPU, where the grid follows from the tensors and a launch of no tasks is left out.
+    and `work(desc, sizes)` counts. `prepare_backward` lays out one launch of a desc of the backward, and
+    `prepare_gpu(desc, schedule, **arguments)` one of either direction on a GPU, where the grid follows from the tensors
+    and a launch of no tasks is left out.
     """
 
     name: str
@@ -63,7 +63,6 @@ class OpDef:
     reference: Callable[..., tuple[Tensor, ...]]
     prepare: Callable[..., Launch]
     work: Callable[[KernelDesc, Sizes], Work]
-    backward_descs: Callable[[KernelDesc], tuple[KernelDesc, ...]] = lambda desc: ()
     prepare_backward: Callable[..., Launch] | None = None
     prepare_gpu: Callable[..., Launch] | None = None
 
@@ -104,9 +103,3 @@ def element_bytes(dtype: str) -> int:
 def scratch(*shape: int) -> Tensor:
     """Return uninitialised float32 working memory."""
     return torch.empty(shape, dtype=torch.float32)
-
-
-def backward_part(desc: KernelDesc, part: str, **dims: int | str) -> KernelDesc:
-    """Return the backward desc `part` of a forward desc; `dims` replace its own where given."""
-    kept: dict[str, Any] = dims or dict(desc.dims)
-    return KernelDesc.of(desc.op, desc.dtype, direction="bwd", visible=desc.visible, part=part, **kept)

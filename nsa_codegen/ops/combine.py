@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -46,12 +44,6 @@ def prepare(
     values: Values = {f"o{p}": o for p, o in enumerate(outs)}
     values.update(gates=gates.contiguous(), out=out, rows=rows, rows_per_task=ROWS_PER_TASK)
     return Launch(tasks=ceil_div(rows, ROWS_PER_TASK), values=values, outputs=(out,))
-
-
-def backward_descs(desc: KernelDesc) -> tuple[KernelDesc, ...]:
-    """Return the one kernel of the backward."""
-    dims: dict[str, Any] = dict(desc.dims)
-    return (KernelDesc.of("combine", desc.dtype, direction="bwd", **dims),)
 
 
 def prepare_backward(
@@ -111,7 +103,6 @@ COMBINE = OpDef(
     reference=run_reference,
     prepare=prepare,
     work=work,
-    backward_descs=backward_descs,
     prepare_backward=prepare_backward,
     prepare_gpu=prepare_gpu,
 )

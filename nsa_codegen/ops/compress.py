@@ -9,12 +9,11 @@ from torch import Tensor
 
 from .. import reference
 from ..desc import KernelDesc
+from ..needed import compress_desc
 from ..program import Phi
 from ..schedule import CpuSchedule, GpuSchedule
 from ..tiling import ceil_div, padded
-from .base import Launch, OpDef, Sizes, Values, Work, backward_part, draw, element_bytes, scratch, torch_dtype
-
-MLP_EXPANSION = 2  # hidden units of the mlp per channel
+from .base import Launch, OpDef, Sizes, Values, Work, draw, element_bytes, scratch, torch_dtype
 
 
 def _phi(desc: KernelDesc) -> Phi:
@@ -66,13 +65,6 @@ def prepare(desc: KernelDesc, schedule: CpuSchedule, workers: int, *, x: Tensor,
     if desc.word("method") == "mlp":
         tasks = batch * kv_heads * ceil_div(windows, schedule.query_lanes)
     return Launch(tasks=tasks, values=values, outputs=(out,))
-
-
-def backward_descs(desc: KernelDesc) -> tuple[KernelDesc, ...]:
-    """Return the parts of the backward: to the tokens, then to the weights; the mlp's inner layer comes first."""
-    dims = {name: value for name, value in desc.dims if name != "out"}
-    parts = {"mean": ("tokens",), "conv": ("tokens", "weights"), "mlp": ("inner", "tokens", "weights")}
-    return tuple(backward_part(desc, part, **dims) for part in parts[desc.word("method")])
 
 
 def prepare_backward(
@@ -159,16 +151,6 @@ def work(desc: KernelDesc, sizes: Sizes) -> Work:
     return Work(operations=rows * windows * per_window, bytes=rows * moved)
 
 
-def compress_desc(method: str, dtype: str, *, kernel: int, stride: int, dim: int, out: str | None = None) -> KernelDesc:
-    """Return the desc of phi `method` over channels `dim`; a mean may be written as another dtype, `out`."""
-    if method == "mean":
-        return KernelDesc.of("compress", dtype, method=method, kernel=kernel, stride=stride, dim=dim, out=out or dtype)
-    if method == "conv":
-        return KernelDesc.of("compress", dtype, method=method, kernel=kernel, stride=stride, dim=dim)
-    hidden = MLP_EXPANSION * dim
-    return KernelDesc.of("compress", dtype, method=method, kernel=kernel, stride=stride, dim=dim, hidden=hidden)
-
-
 COMPRESS = OpDef(
     name="compress",
     summary="compressed tokens: mean, depthwise strided convolution, or mlp with intra-block position encoding",
@@ -186,7 +168,6 @@ COMPRESS = OpDef(
     reference=run_reference,
     prepare=prepare,
     work=work,
-    backward_descs=backward_descs,
     prepare_backward=prepare_backward,
     prepare_gpu=prepare_gpu,
 )

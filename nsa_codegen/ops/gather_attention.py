@@ -9,9 +9,10 @@ from torch import Tensor
 
 from .. import reference
 from ..desc import KernelDesc
+from ..needed import pack_descs
 from ..schedule import CpuSchedule, GpuSchedule
 from ..tiling import QUERIES_PER_TASK, BlockTile, RowTile, ceil_div
-from .base import Launch, OpDef, Sizes, Values, Work, backward_part, draw, element_bytes
+from .base import Launch, OpDef, Sizes, Values, Work, draw, element_bytes
 from .pack_blocks import run_reference as pack
 from .stream_attention import attention_launch, attention_outputs
 
@@ -47,13 +48,6 @@ def run_reference(
     )
 
 
-def pack_descs(desc: KernelDesc) -> tuple[KernelDesc, KernelDesc]:
-    """Return the descs that pack the keys and the values of `desc`."""
-    keys = KernelDesc.of("pack_blocks", desc.dtype, block=desc.size("block"), dim=desc.size("dk"), layout="columns")
-    values = KernelDesc.of("pack_blocks", desc.dtype, block=desc.size("block"), dim=desc.size("dv"), layout="rows")
-    return keys, values
-
-
 def prepare(
     desc: KernelDesc,
     schedule: CpuSchedule,
@@ -85,24 +79,6 @@ def prepare(
     values.update(batch=batch, tokens=tokens, keys=keys, length=keys, kv_heads=kv_heads, q_start=q_start, scale=scale)
     values["blocks"] = ceil_div(keys, desc.size("block"))
     return Launch(tasks=batch * kv_heads * ceil_div(tokens, QUERIES_PER_TASK), values=values, outputs=(out, lse))
-
-
-def backward_descs(desc: KernelDesc) -> tuple[KernelDesc, ...]:
-    """Return the two parts of the backward, over queries, then over blocks; both read packed blocks."""
-    dims = {name: value for name, value in desc.dims if name != "source"}
-    return backward_part(desc, "queries", **dims), backward_part(
-        desc, "keys", **{name: value for name, value in dims.items() if name != "n"}
-    )
-
-
-def backward_pack_descs(desc: KernelDesc) -> dict[str, KernelDesc]:
-    """Return the descs that pack for the backward of `desc`: keys both ways, values by columns."""
-    block, dk, dv = desc.size("block"), desc.size("dk"), desc.size("dv")
-    wanted = {"k_columns": ("columns", dk), "k_rows": ("rows", dk), "v_columns": ("columns", dv)}
-    return {
-        name: KernelDesc.of("pack_blocks", desc.dtype, block=block, dim=dim, layout=layout)
-        for name, (layout, dim) in wanted.items()
-    }
 
 
 LOOKAHEAD = 128  # entries after the last of a row that a tile may read, and not use
@@ -263,7 +239,6 @@ GATHER_ATTENTION = OpDef(
     reference=run_reference,
     prepare=prepare,
     work=work,
-    backward_descs=backward_descs,
     prepare_backward=prepare_backward,
     prepare_gpu=prepare_gpu,
 )

@@ -12,7 +12,7 @@ from ..desc import KernelDesc
 from ..index_sets import causal, complete, everything, first, window
 from ..schedule import CpuSchedule, GpuSchedule
 from ..tiling import RowTile, ceil_div
-from .base import Launch, OpDef, Sizes, Values, Work, backward_part, draw, element_bytes
+from .base import Launch, OpDef, Sizes, Values, Work, draw, element_bytes
 
 
 def make_inputs(desc: KernelDesc, sizes: Sizes, generator: torch.Generator) -> Values:
@@ -75,11 +75,6 @@ def work(desc: KernelDesc, sizes: Sizes) -> Work:
         operations=2 * rows * group * pairs * (dk + dv),
         bytes=rows * (per_head * element_bytes(desc.dtype) + sizes.tokens * group * 4),
     )
-
-
-def backward_descs(desc: KernelDesc) -> tuple[KernelDesc, ...]:
-    """Return the two parts of the backward: over queries, then over keys."""
-    return backward_part(desc, "queries"), backward_part(desc, "keys")
 
 
 def prepare_backward(
@@ -154,7 +149,6 @@ STREAM_ATTENTION = OpDef(
     reference=run_reference,
     prepare=prepare,
     work=work,
-    backward_descs=backward_descs,
     prepare_backward=prepare_backward,
     prepare_gpu=prepare_gpu,
 )

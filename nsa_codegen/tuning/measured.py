@@ -30,8 +30,8 @@ from ..device import GpuArtifact, load_artifact
 from ..errors import LoweringError
 from ..lowering import lower
 from ..manifest import RequestKey
+from ..needed import backward_descs, backward_pack_descs, pack_descs
 from ..ops import OPS, Launch, Sizes, Values
-from ..ops.gather_attention import backward_pack_descs, pack_descs
 from ..schedule import Schedule
 from ..selection import select
 from ..store import KernelStore
@@ -86,7 +86,7 @@ def prerequisites(problem: Problem, target: Target, default: Schedule) -> tuple[
     needed: list[KernelDesc] = []
     if problem.desc.direction == "bwd":
         forward = problem.forward
-        needed = [forward, *OPS[forward.op].backward_descs(forward)]
+        needed = [forward, *backward_descs(forward)]
         if forward.op == "gather_attention" and target.kind == "cpu":
             needed += [*pack_descs(forward), *backward_pack_descs(forward).values()]
         elif forward.op == "gather_attention":

@@ -12,9 +12,9 @@ from typing import Any
 from ..conformance.check import has_backward
 from ..desc import KernelDesc
 from ..errors import InputError, nearest
-from ..ops import OPS, Sizes, program_descs
+from ..needed import backward_descs, needed_descs, program_descs
+from ..ops import Sizes
 from ..program import Phi, Program
-from ..requests import needed_descs
 from ..spec import NSASpec
 from ..target import Target
 from ..tiling import ceil_div
@@ -103,7 +103,7 @@ def _forwards(program: Program, dtype: str) -> dict[KernelDesc, KernelDesc]:
     """Return the forward desc of each desc of a backward; the first of those that share it."""
     found: dict[KernelDesc, KernelDesc] = {}
     for forward in filter(has_backward, program_descs(program, dtype)):
-        for desc in OPS[forward.op].backward_descs(forward):
+        for desc in backward_descs(forward):
             found.setdefault(desc, forward)
     return found
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from nsa_codegen import dispatch, functional
 from nsa_codegen.desc import KernelDesc
 from nsa_codegen.errors import InputError
-from nsa_codegen.ops import OPS, pack_descs
-from nsa_codegen.ops.gather_attention import backward_pack_descs, inverse_index
+from nsa_codegen.needed import backward_descs, backward_pack_descs, pack_descs
+from nsa_codegen.ops import OPS
+from nsa_codegen.ops.gather_attention import inverse_index
 from nsa_codegen.spec import NSASpec
 
 KERNELS = SPEC_KERNELS
@@ -168,7 +169,7 @@ def test_wild_indices_touch_nothing(name: str) -> None:
             packed = tuple(run_guarded(d, x=x)[0] for d, x in zip(pack_descs(desc), (k, v), strict=True))
             results += run_guarded(desc, **shared, block_indices=given, packed=packed)
         out, lse = results[:2]
-        by_queries, by_keys = OPS[desc.op].backward_descs(desc)
+        by_queries, by_keys = backward_descs(desc)
         packs = {n: run_guarded(d, x=v if n[0] == "v" else k)[0] for n, d in backward_pack_descs(desc).items()}
         more = {**shared, **packs, "lse": lse, "dout": torch.ones_like(out)}
         grad_q, delta = run_guarded(by_queries, **more, out=out, dlse=torch.ones_like(lse), block_indices=given)

@@ -22,7 +22,7 @@ from nsa_codegen import functional
 from nsa_codegen.desc import KernelDesc
 from nsa_codegen.index_sets import causal
 from nsa_codegen.lowering import lower
-from nsa_codegen.ops.compress import compress_desc
+from nsa_codegen.needed import compress_desc
 from nsa_codegen.program import Path as AttentionPath
 from nsa_codegen.program import Program
 from nsa_codegen.selection import select

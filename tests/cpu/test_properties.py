@@ -17,7 +17,8 @@ from torch import Tensor
 
 from nsa_codegen import dispatch, functional
 from nsa_codegen.desc import KernelDesc
-from nsa_codegen.ops import Sizes, pack_descs
+from nsa_codegen.needed import pack_descs
+from nsa_codegen.ops import Sizes
 from nsa_codegen.spec import NSASpec
 from nsa_codegen.target import TARGETS, runs_here
 

@@ -15,7 +15,8 @@ from nsa_codegen.cli import app
 from nsa_codegen.desc import KernelDesc
 from nsa_codegen.index_sets import window
 from nsa_codegen.lowering import lower
-from nsa_codegen.ops import OPS, Sizes
+from nsa_codegen.needed import backward_descs
+from nsa_codegen.ops import Sizes
 from nsa_codegen.schedule import CpuSchedule
 from nsa_codegen.source import KernelSource
 from nsa_codegen.store import KernelStore
@@ -34,7 +35,7 @@ CHECKS = (Sizes(batch=2, tokens=33, keys=33, kv_heads=2), Sizes(batch=1, tokens=
 
 
 def problem_of(forward: KernelDesc, part: str) -> Problem:
-    parts = {"forward": forward} | {d.word("part"): d for d in OPS[forward.op].backward_descs(forward)}
+    parts = {"forward": forward} | {d.word("part"): d for d in backward_descs(forward)}
     return Problem(desc=parts[part], forward=forward, sizes=SIZES, checks=CHECKS)
 
 

@@ -12,8 +12,7 @@ import pytest
 
 from nsa_codegen.desc import KernelDesc
 from nsa_codegen.lowering import lower
-from nsa_codegen.ops import program_descs
-from nsa_codegen.ops.compress import compress_desc
+from nsa_codegen.needed import compress_desc, program_descs
 from nsa_codegen.schedule import CpuSchedule, ScheduleSpace
 from nsa_codegen.spec import NSASpec
 from nsa_codegen.target import TARGETS

@@ -18,9 +18,9 @@ from tuning_logs_made import record, spread
 from nsa_codegen.desc import KernelDesc
 from nsa_codegen.errors import ScheduleError
 from nsa_codegen.index_sets import RangeSet, causal, complete, everything, first, window
+from nsa_codegen.needed import needed_descs
 from nsa_codegen.occupancy import max_registers
 from nsa_codegen.ops import OPS, Sizes
-from nsa_codegen.requests import needed_descs
 from nsa_codegen.schedule import CpuSchedule, GpuSchedule, Schedule, ScheduleSpace
 from nsa_codegen.selection import schedules_folder, select
 from nsa_codegen.spec import NSASpec

@@ -16,8 +16,8 @@ from nsa_codegen.cli.explain import row_note
 from nsa_codegen.desc import KernelDesc
 from nsa_codegen.errors import InputError
 from nsa_codegen.index_sets import causal, complete, everything, first, window
+from nsa_codegen.needed import needed_descs
 from nsa_codegen.ops import Sizes
-from nsa_codegen.requests import needed_descs
 from nsa_codegen.schedule import CpuSchedule, GpuSchedule, ScheduleSpace
 from nsa_codegen.selection import bucket_of, schedules_folder, select, visible_word
 from nsa_codegen.spec import NSASpec

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "nsa_codegen"
 # A module imports only modules before it. The package's own __init__ only points at names.
 LAYERS = (
-    "errors", "index_sets", "program", "spec", "desc", "target", "occupancy", "schedule", "tiling", "source",
+    "errors", "index_sets", "program", "spec", "desc", "needed", "target", "occupancy", "schedule", "tiling", "source",
     "manifest", "store", "compiler", "nvcc", "sass", "resources", "workarounds", "reference", "ops", "templates",
     "lowering_gpu", "lowering", "binaries", "build", "selection", "requests", "executor", "emitted", "device",
     "dispatch", "inference", "checks", "autograd", "conformance", "functional", "nn", "demo", "bench", "tuning", "cli",
@@ -105,8 +105,9 @@ def test_a_fresh_process_loads_no_kernel_library(statement):
     assert not loaded_after(statement) & KERNEL_LIBRARIES
 
 
-def test_the_command_line_loads_no_torch_before_a_command_needs_it():
-    assert "torch" not in loaded_after("import nsa_codegen.cli")
+@pytest.mark.parametrize("module", ["cli", "requests", "build"])
+def test_what_a_build_of_stored_kernels_runs_loads_no_torch(module):
+    assert "torch" not in loaded_after(f"import nsa_codegen.{module}")
 
 
 def test_importing_writes_nothing(tmp_path):

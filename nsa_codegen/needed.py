@@ -1,0 +1,176 @@
+"""Which kernels a program takes, forward and backward, as descs: declarations only, read without torch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from .desc import KernelDesc
+from .index_sets import TopK, require_choice
+from .program import Path, Phi, Program
+
+DIRECTIONS = ("fwd", "bwd", "both")
+MLP_EXPANSION = 2  # hidden units of the mlp per channel
+
+
+def needed_descs(program: Program, dtype: str, direction: str = "both", *, kind: str = "cpu") -> tuple[KernelDesc, ...]:
+    """Return the descs of the kernels that `direction` of `program` runs on tensors of `dtype`, each once.
+
+    `kind` is that of the target: GPU kernels gather blocks from where they are, and take none that packs them.
+
+    `"bwd"` is what a backward pass runs beside the forward's kernels. Raises `SpecError`.
+    """
+    require_choice("needed_descs", "direction", direction, DIRECTIONS)
+    forward = program_descs(program, dtype)
+    if kind != "cpu":
+        forward = tuple(d for d in forward if d.op != "pack_blocks" and ("source", "packed") not in d.dims)
+    backward = tuple(b for desc in forward if _differentiated(desc, program, kind) for b in _backward(desc, kind))
+    chosen = {"fwd": forward, "bwd": backward, "both": (*forward, *backward)}[direction]
+    return tuple(dict.fromkeys(chosen))
+
+
+def program_descs(program: Program, dtype: str) -> tuple[KernelDesc, ...]:
+    """Return the descs of every kernel that running `program` on tensors of `dtype` takes, each once."""
+    found: list[KernelDesc] = []
+    for path in program.paths:
+        found += path_descs(program, path, dtype)
+    if program.combine != "none":
+        gates = "scalar" if program.combine == "scalar" else "sigmoid"
+        found.append(KernelDesc.of("combine", dtype, paths=len(program.paths), dv=program.dv, gates=gates))
+    return tuple(dict.fromkeys(found))
+
+
+def path_descs(program: Program, path: Path, dtype: str) -> list[KernelDesc]:
+    """Return the descs of the kernels that one path takes."""
+    found = []
+    if isinstance(path.keys, Phi):
+        phi = path.keys
+        widths = dict.fromkeys((program.head_dim, program.dv))
+        found += [compress_desc(phi.method, dtype, kernel=phi.kernel, stride=phi.stride, dim=d) for d in widths]
+        if path.pool_queries:
+            found.append(compress_desc("mean", dtype, kernel=phi.kernel, stride=phi.stride, dim=program.head_dim))
+    attention: dict[str, Any] = {"group": program.group, "dk": program.head_dim, "dv": program.dv}
+    if not isinstance(path.visible, TopK):
+        return [*found, KernelDesc.of("stream_attention", dtype, visible=path.visible, **attention)]
+    visible, reach = path.visible, "causal" if path.visible.causal else "all"
+    if visible.score == "mean_key":
+        block = visible.block
+        found.append(compress_desc("mean", dtype, kernel=block, stride=block, dim=program.head_dim, out="float32"))
+    phi_of_scores = program.source_of(visible)
+    windows = {} if phi_of_scores is None else {"kernel": phi_of_scores.kernel, "stride": phi_of_scores.stride}
+    found.append(select_desc(visible, dtype, group=program.group, dk=program.head_dim, **windows))
+    for source in ("packed", "plain"):
+        dims = {**attention, "block": visible.block, "n": visible.n}
+        gathered = KernelDesc.of("gather_attention", dtype, reach=reach, source=source, **dims)
+        found += [*(pack_descs(gathered) if source == "packed" else ()), gathered]
+    return found
+
+
+def select_desc(visible: TopK, dtype: str, **dims: Any) -> KernelDesc:
+    """Return the desc of the selection that `visible` asks for; `dims` are group, dk, and kernel, stride of phi."""
+    return KernelDesc.of(
+        "select_blocks",
+        dtype,
+        method=visible.score,
+        block=visible.block,
+        n=visible.n,
+        initial=visible.initial,
+        local=visible.local,
+        **dims,
+    )
+
+
+def compress_desc(method: str, dtype: str, *, kernel: int, stride: int, dim: int, out: str | None = None) -> KernelDesc:
+    """Return the desc of phi `method` over channels `dim`; a mean may be written as another dtype, `out`."""
+    if method == "mean":
+        return KernelDesc.of("compress", dtype, method=method, kernel=kernel, stride=stride, dim=dim, out=out or dtype)
+    if method == "conv":
+        return KernelDesc.of("compress", dtype, method=method, kernel=kernel, stride=stride, dim=dim)
+    hidden = MLP_EXPANSION * dim
+    return KernelDesc.of("compress", dtype, method=method, kernel=kernel, stride=stride, dim=dim, hidden=hidden)
+
+
+def pack_descs(desc: KernelDesc) -> tuple[KernelDesc, KernelDesc]:
+    """Return the descs that pack the keys and the values of `desc`."""
+    keys = KernelDesc.of("pack_blocks", desc.dtype, block=desc.size("block"), dim=desc.size("dk"), layout="columns")
+    values = KernelDesc.of("pack_blocks", desc.dtype, block=desc.size("block"), dim=desc.size("dv"), layout="rows")
+    return keys, values
+
+
+def backward_pack_descs(desc: KernelDesc) -> dict[str, KernelDesc]:
+    """Return the descs that pack for the backward of `desc`: keys both ways, values by columns."""
+    block, dk, dv = desc.size("block"), desc.size("dk"), desc.size("dv")
+    wanted = {"k_columns": ("columns", dk), "k_rows": ("rows", dk), "v_columns": ("columns", dv)}
+    return {
+        name: KernelDesc.of("pack_blocks", desc.dtype, block=block, dim=dim, layout=layout)
+        for name, (layout, dim) in wanted.items()
+    }
+
+
+@functools.lru_cache(maxsize=1024)
+def backward_descs(desc: KernelDesc) -> tuple[KernelDesc, ...]:
+    """Return the kernels of the backward of a forward desc, in the order in which they run; none where it has none."""
+    return _BACKWARD[desc.op](desc) if desc.op in _BACKWARD else ()
+
+
+def _compress_backward(desc: KernelDesc) -> tuple[KernelDesc, ...]:
+    """Return the parts: to the tokens, then to the weights; the mlp's inner layer comes first."""
+    dims = {name: value for name, value in desc.dims if name != "out"}
+    parts = {"mean": ("tokens",), "conv": ("tokens", "weights"), "mlp": ("inner", "tokens", "weights")}
+    return tuple(_part(desc, part, **dims) for part in parts[desc.word("method")])
+
+
+def _stream_backward(desc: KernelDesc) -> tuple[KernelDesc, ...]:
+    """Return the two parts: over queries, then over keys."""
+    return _part(desc, "queries"), _part(desc, "keys")
+
+
+def _gather_backward(desc: KernelDesc) -> tuple[KernelDesc, ...]:
+    """Return the two parts: over queries, then over blocks; on the CPU both read packed blocks."""
+    dims = {name: value for name, value in desc.dims if name != "source"}
+    by_blocks = {name: value for name, value in dims.items() if name != "n"}
+    return _part(desc, "queries", **dims), _part(desc, "keys", **by_blocks)
+
+
+def _combine_backward(desc: KernelDesc) -> tuple[KernelDesc, ...]:
+    """Return the one kernel of it."""
+    dims: dict[str, Any] = dict(desc.dims)
+    return (KernelDesc.of("combine", desc.dtype, direction="bwd", **dims),)
+
+
+_BACKWARD: Mapping[str, Callable[[KernelDesc], tuple[KernelDesc, ...]]] = {
+    "compress": _compress_backward,
+    "stream_attention": _stream_backward,
+    "gather_attention": _gather_backward,
+    "combine": _combine_backward,
+}
+
+
+def _part(desc: KernelDesc, part: str, **dims: int | str) -> KernelDesc:
+    """Return the backward desc `part` of a forward desc; `dims` replace its own where given."""
+    kept: dict[str, Any] = dims or dict(desc.dims)
+    return KernelDesc.of(desc.op, desc.dtype, direction="bwd", visible=desc.visible, part=part, **kept)
+
+
+def _differentiated(desc: KernelDesc, program: Program, kind: str) -> bool:
+    """Return whether gradients pass through `desc`: not through the block means of a selection, nor twice a gather."""
+    if desc.op == "gather_attention":
+        return kind != "cpu" or desc.word("source") == "packed"  # the backward of both sources is this one's
+    if desc.op == "compress":
+        return (desc.word("method"), desc.size("kernel"), desc.size("stride")) in set(_phis(program))
+    return True
+
+
+def _phis(program: Program) -> Iterator[tuple[str, int, int]]:
+    for path in program.paths:
+        if isinstance(path.keys, Phi):
+            yield path.keys.method, path.keys.kernel, path.keys.stride
+            if path.pool_queries:
+                yield "mean", path.keys.kernel, path.keys.stride
+
+
+def _backward(desc: KernelDesc, kind: str) -> Iterator[KernelDesc]:
+    yield from backward_descs(desc)
+    if desc.op == "gather_attention" and kind == "cpu":
+        yield from backward_pack_descs(desc).values()
