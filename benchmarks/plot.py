@@ -15,7 +15,10 @@ RESULTS = Path(__file__).parent / "results"
 def main(names: list[str]) -> None:
     """Write the plots of each file beside it."""
     for path in map(Path, names) if names else sorted(RESULTS.glob("*.json")):
-        result = require_result(json.loads(path.read_text()), str(path))
+        found = json.loads(path.read_text())
+        if not names and "comparisons" not in found:
+            continue  # the results of another benchmark
+        result = require_result(found, str(path))
         for plot in write_plots(result, path.parent, path.stem):
             print(plot)
 

@@ -16,8 +16,6 @@ from .desc import KernelDesc
 from .dispatch import NAMESPACE, define_op, dtype_name, fake_op, gather_desc, run, stream_desc
 from .errors import SecondDerivativeError
 from .needed import backward_descs, backward_pack_descs, compress_desc
-from .ops.gather_attention import inverse_index
-from .tiling import ceil_div
 
 _ops = torch.ops.nsa_codegen
 
@@ -40,10 +38,15 @@ def _stream_backward(
 ) -> tuple[Tensor, ...]:
     q, k, v, out, lse, dout, dlse = (x.contiguous() for x in (q, k, v, out, lse, dout, dlse))
     desc = stream_desc(visible, dtype_name(q), q.shape[2] // k.shape[2], q.shape[3], v.shape[3])
-    by_queries, by_keys = backward_descs(desc)
-    shared = {"q": q, "k": k, "v": v, "lse": lse, "dout": dout, "q_start": q_start, "scale": scale}
-    grad_q, delta = run(by_queries, **shared, out=out, dlse=dlse)
-    return grad_q, *run(by_keys, **shared, delta=delta)
+    shared = {"q": q, "k": k, "v": v, "q_start": q_start, "scale": scale}
+    given = {**shared, "lse": lse, "dout": dout}
+    if (gpu := dispatch.gpu_of(q)) is not None:
+        by_queries, by_keys = backward_descs(desc, gpu.kind)
+        grad_q, delta = run(by_queries, **given, out=out, dlse=dlse)
+        return grad_q, *run(by_keys, **given, delta=delta)
+    by_runs, by_sums = backward_descs(desc)
+    grad_q, parts_k, parts_v = run(by_runs, **given, out=out, dlse=dlse)
+    return grad_q, *run(by_sums, **shared, parts_k=parts_k, parts_v=parts_v)
 
 
 @fake_op("stream_attention_backward")
@@ -72,18 +75,17 @@ def _gather_backward(
     q, k, v, out, lse, dout, dlse = (x.contiguous() for x in (q, k, v, out, lse, dout, dlse))
     n, group = block_indices.shape[3], q.shape[2] // k.shape[2]
     desc = gather_desc(dtype_name(q), group, q.shape[3], v.shape[3], block, n, causal, "packed")
-    by_queries, by_keys = backward_descs(desc)
-    if dispatch.gpu_of(q) is not None:
-        given = {"q": q, "k": k, "v": v, "lse": lse, "dout": dout, "q_start": q_start, "scale": scale}
+    shared = {"q": q, "k": k, "v": v, "q_start": q_start}
+    given = {**shared, "scale": scale, "lse": lse, "dout": dout}
+    if (gpu := dispatch.gpu_of(q)) is not None:
+        by_queries, by_keys = backward_descs(desc, gpu.kind)
         grad_q, delta = run(by_queries, **given, out=out, dlse=dlse, block_indices=block_indices)
         return grad_q, *run(by_keys, **given, delta=delta, block_indices=block_indices)
+    by_runs, by_sums = backward_descs(desc)
     lists = block_indices.to(torch.int32).contiguous()
     packed = {name: run(d, x=v if name.startswith("v") else k)[0] for name, d in backward_pack_descs(desc).items()}
-    shared = {"q": q, "k": k, "v": v, "lse": lse, "dout": dout, "q_start": q_start, "scale": scale}
-    grad_q, delta = run(by_queries, **shared, **packed, out=out, dlse=dlse, block_indices=lists)
-    blocks = ceil_div(k.shape[1], block)
-    starts, listing = inverse_index(lists, block=block, blocks=blocks, q_start=q_start, causal=causal)
-    return grad_q, *run(by_keys, **shared, **packed, delta=delta, starts=starts, listing=listing)
+    grad_q, parts_k, parts_v = run(by_runs, **given, **packed, out=out, dlse=dlse, block_indices=lists)
+    return grad_q, *run(by_sums, **shared, parts_k=parts_k, parts_v=parts_v, scale=scale)
 
 
 @fake_op("gather_attention_backward")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from .desc import KernelDesc
@@ -109,48 +109,37 @@ def backward_pack_descs(desc: KernelDesc) -> dict[str, KernelDesc]:
 
 
 @functools.lru_cache(maxsize=1024)
-def backward_descs(desc: KernelDesc) -> tuple[KernelDesc, ...]:
-    """Return the kernels of the backward of a forward desc, in the order in which they run; none where it has none."""
-    return _BACKWARD[desc.op](desc) if desc.op in _BACKWARD else ()
+def backward_descs(desc: KernelDesc, kind: str = "cpu") -> tuple[KernelDesc, ...]:
+    """Return the kernels of the backward of a forward desc, in the order in which they run; none where it has none.
+
+    `kind` is that of the target. The backward of an attention on a GPU runs over queries, then over keys; on a CPU over
+    runs of queries, then over what those left of the keys' gradients.
+    """
+    if desc.op == "compress":
+        return _compress_backward(desc)
+    if desc.op == "combine":
+        return (_part(desc),)
+    dims = {name: value for name, value in desc.dims if name != "source"}
+    if desc.op not in ("stream_attention", "gather_attention"):
+        return ()
+    if kind != "cpu":
+        by_keys = {name: value for name, value in dims.items() if name != "n"}
+        return _part(desc, part="queries", **dims), _part(desc, part="keys", **by_keys)
+    of_keys = {name: value for name, value in dims.items() if name in ("dk", "dv", "reach")}
+    return _part(desc, part="runs", **dims), _part(desc, part="sums", **of_keys)
 
 
 def _compress_backward(desc: KernelDesc) -> tuple[KernelDesc, ...]:
     """Return the parts: to the tokens, then to the weights; the mlp's inner layer comes first."""
     dims = {name: value for name, value in desc.dims if name != "out"}
     parts = {"mean": ("tokens",), "conv": ("tokens", "weights"), "mlp": ("inner", "tokens", "weights")}
-    return tuple(_part(desc, part, **dims) for part in parts[desc.word("method")])
+    return tuple(_part(desc, part=part, **dims) for part in parts[desc.word("method")])
 
 
-def _stream_backward(desc: KernelDesc) -> tuple[KernelDesc, ...]:
-    """Return the two parts: over queries, then over keys."""
-    return _part(desc, "queries"), _part(desc, "keys")
-
-
-def _gather_backward(desc: KernelDesc) -> tuple[KernelDesc, ...]:
-    """Return the two parts: over queries, then over blocks; on the CPU both read packed blocks."""
-    dims = {name: value for name, value in desc.dims if name != "source"}
-    by_blocks = {name: value for name, value in dims.items() if name != "n"}
-    return _part(desc, "queries", **dims), _part(desc, "keys", **by_blocks)
-
-
-def _combine_backward(desc: KernelDesc) -> tuple[KernelDesc, ...]:
-    """Return the one kernel of it."""
-    dims: dict[str, Any] = dict(desc.dims)
-    return (KernelDesc.of("combine", desc.dtype, direction="bwd", **dims),)
-
-
-_BACKWARD: Mapping[str, Callable[[KernelDesc], tuple[KernelDesc, ...]]] = {
-    "compress": _compress_backward,
-    "stream_attention": _stream_backward,
-    "gather_attention": _gather_backward,
-    "combine": _combine_backward,
-}
-
-
-def _part(desc: KernelDesc, part: str, **dims: int | str) -> KernelDesc:
-    """Return the backward desc `part` of a forward desc; `dims` replace its own where given."""
+def _part(desc: KernelDesc, **dims: int | str) -> KernelDesc:
+    """Return a backward desc of a forward desc; `dims` replace its own where given."""
     kept: dict[str, Any] = dims or dict(desc.dims)
-    return KernelDesc.of(desc.op, desc.dtype, direction="bwd", visible=desc.visible, part=part, **kept)
+    return KernelDesc.of(desc.op, desc.dtype, direction="bwd", visible=desc.visible, **kept)
 
 
 def _differentiated(desc: KernelDesc, program: Program, kind: str) -> bool:
@@ -171,6 +160,6 @@ def _phis(program: Program) -> Iterator[tuple[str, int, int]]:
 
 
 def _backward(desc: KernelDesc, kind: str) -> Iterator[KernelDesc]:
-    yield from backward_descs(desc)
+    yield from backward_descs(desc, kind)
     if desc.op == "gather_attention" and kind == "cpu":
         yield from backward_pack_descs(desc).values()

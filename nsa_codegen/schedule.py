@@ -131,10 +131,12 @@ class ScheduleSpace:
 def _read_on_cpu(desc: KernelDesc) -> tuple[str, ...]:
     """Return the fields that the template of a CPU kernel reads."""
     tile = ("register_rows", "register_vectors")
+    if ("part", "sums") in desc.dims:
+        return ()
     if desc.op in ("stream_attention", "select_blocks"):
         return ("query_lanes", "key_tile", *tile)
     if desc.op == "gather_attention":
-        return tile if dict(desc.dims).get("part") == "queries" else ("key_tile", *tile)
+        return tile if desc.direction == "bwd" else ("key_tile", *tile)
     if desc.op == "compress" and desc.word("method") == "mlp":
         return ("query_lanes", *tile)
     return ()

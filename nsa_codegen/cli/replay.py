@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 def replay(
     *,
-    logs: Annotated[Path | None, typer.Option(help="Folder of the logs; tuning_logs/ of the checkout.")] = None,
+    logs: Annotated[
+        Path | None, typer.Option(help="Folder of the logs; tuning_logs/ of the checkout, or here.")
+    ] = None,
     schedules: Annotated[Path | None, typer.Option(help="Folder of the rows; schedules/ of the checkout.")] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Change nothing: show what would change, and what is wrong with the rows.")
@@ -31,7 +33,8 @@ def replay(
     """
     from ..errors import InputError
     from ..selection import schedules_folder
-    from ..tuning.replay import changes, logs_folder, verify_rows, write
+    from ..tuning.records import logs_folder
+    from ..tuning.replay import changes, verify_rows, write
     from ..tuning.replay import replay as replayed_from
 
     logs, schedules = logs or logs_folder(), schedules or schedules_folder()

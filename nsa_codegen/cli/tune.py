@@ -51,7 +51,7 @@ def tune(
         typer.Option(help="Optuna storage: journal:///file, sqlite:///file, postgresql://...; by default a journal."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run, or join another tuner of it.")] = False,
-    logs: Annotated[Path | None, typer.Option(help="Folder of logs; by default tuning_logs of a checkout.")] = None,
+    logs: Annotated[Path | None, typer.Option(help="Folder of logs; tuning_logs/ of the checkout, or here.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Candidates built at a time; one per core.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampler.")] = 0,
     report: Annotated[
@@ -66,7 +66,7 @@ def tune(
     the same --run and --storage divide the work.
     """
     if report is not None:
-        _write_report(logs or default_logs(), run, report)
+        _write_report(logs, run, report)
         return
     require_choice("tune", "preset", preset, PRESETS)
     require_choice("tune", "direction", direction, ("fwd", "bwd", "both"))
@@ -98,13 +98,6 @@ def tune(
         raise typer.Exit(1)
 
 
-def default_logs() -> Path:
-    """Return `tuning_logs` of the checkout, else of the working directory."""
-    checkout = Path(__file__).parents[2]
-    folder = checkout if (checkout / "pyproject.toml").is_file() and os.access(checkout, os.W_OK) else Path.cwd()
-    return folder / "tuning_logs"
-
-
 def _problems(target: Target, dtype: str, direction: str, preset: str | None, ops: list[str]) -> tuple[Problem, ...]:
     from ..tuning.problems import chosen_problems, grid_problems, preset_problems
 
@@ -120,7 +113,7 @@ def _options(
 
     from ..tuning.environment import environment, judge_for
     from ..tuning.options import Options
-    from ..tuning.records import Meta
+    from ..tuning.records import Meta, logs_folder
 
     cache = platformdirs.user_cache_path("nsa_codegen") / "tuning"
     judge = judge_for(target)
@@ -128,7 +121,7 @@ def _options(
     meta = Meta(run=run, target=target.name, judge=judge, command=command, environment=environment(target, judge))
     return Options(
         meta=meta, target=target, storage=storage or f"journal:///{cache / f'{run}-{target.name}.journal'}",
-        logs=logs or default_logs(), scratch=cache / "kernels", jobs=jobs or os.cpu_count() or 1, **rest,
+        logs=logs or logs_folder(), scratch=cache / "kernels", jobs=jobs or os.cpu_count() or 1, **rest,
     )  # fmt: skip
 
 
@@ -207,9 +200,11 @@ def _row(found: Found) -> dict[str, Any]:
     }
 
 
-def _write_report(logs: Path, run: str | None, output: Path) -> None:
+def _write_report(logs: Path | None, run: str | None, output: Path) -> None:
+    from ..tuning.records import logs_folder
     from ..tuning.report import write_report
 
+    logs = logs or logs_folder()
     chosen = [logs] if run is None else sorted(logs.glob(f"*/*/{run}.jsonl"))
     if not chosen:
         raise TuningLogError(f"there is no log of a run {run!r} in {logs}; name one that is there, or give --logs")

@@ -22,6 +22,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m nsa_codegen.conformance", description=__doc__)
     parser.add_argument("--target", action="append", choices=TARGETS, help="this one only; may be given more than once")
     parser.add_argument("--op", action="append", choices=sorted({c.desc.op for c in CASES}), help="this one only, too")
+    parser.add_argument("--shipped", action="store_true", help="only kernels whose texts are in generated/")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--page", type=Path, default=_ROOT / "docs" / "conformance.md")
     parser.add_argument("--data", type=Path, default=_ROOT / "benchmarks" / "results" / "conformance.json")
@@ -32,6 +33,8 @@ def main() -> int:
     rows: list[tuple[tuple[str, int], list[Row]]] = []
     cases = (*CASES, *SHIPPED)
     numbers = [n for n, case in enumerate(cases) if options.op is None or case.desc.op in options.op]
+    if options.shipped:
+        numbers = [n for n in numbers if n >= len(CASES)]
     tasks = [(n, target) for target in options.target or TARGETS for n in numbers]
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         futures = {pool.submit(run_case, n, target, options.cache): (n, target) for n, target in tasks}

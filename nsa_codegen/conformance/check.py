@@ -136,7 +136,7 @@ def forward_of(desc: KernelDesc) -> KernelDesc:
     for option in options:
         forward = KernelDesc.of(desc.op, desc.dtype, visible=desc.visible, **option)
         with contextlib.suppress(SpecError):
-            if desc in backward_descs(forward):
+            if desc in (*backward_descs(forward, "cpu"), *backward_descs(forward, "cuda")):
                 return forward
     raise SpecError(f"no forward kernel is known whose backward runs {desc}")
 

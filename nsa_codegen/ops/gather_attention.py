@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,11 +11,12 @@ from torch import Tensor
 from .. import reference
 from ..desc import KernelDesc
 from ..needed import pack_descs
+from ..runs import reach_of
 from ..schedule import CpuSchedule, GpuSchedule
-from ..tiling import QUERIES_PER_TASK, BlockTile, RowTile, ceil_div
-from .base import Launch, OpDef, Sizes, Values, Work, draw, element_bytes
+from ..tiling import HEADS_PER_STEP, QUERIES_PER_TASK, BlockTile, RowTile, ceil_div, padded
+from .base import Launch, OpDef, Sizes, Values, Work, draw, element_bytes, scratch
 from .pack_blocks import run_reference as pack
-from .stream_attention import attention_launch, attention_outputs
+from .stream_attention import attention_launch, attention_outputs, run_parts, run_sums, runs_of
 
 
 def make_inputs(desc: KernelDesc, sizes: Sizes, generator: torch.Generator) -> Values:
@@ -84,25 +86,14 @@ def prepare(
 LOOKAHEAD = 128  # entries after the last of a row that a tile may read, and not use
 
 
-def inverse_index(
-    block_indices: Tensor, *, block: int, blocks: int, q_start: int, causal: bool
-) -> tuple[Tensor, Tensor]:
-    """Return for each block the queries that list it, `starts` and `listing`.
-
-    `starts` is int64 [B, Hkv, blocks, 2], begin and end in the int32 `listing`, which ascends per block. The lists
-    `[B, T, Hkv, n]` may hold anything; what adds nothing is left out.
-    """
-    starts, listing = inverse_lists(block_indices, block=block, blocks=blocks, q_start=q_start, causal=causal)
-    rows = torch.arange(starts.shape[0] * starts.shape[1]).view(*starts.shape[:2], 1, 1)
-    return starts + rows * listing.shape[2], listing.flatten()
-
-
 def inverse_lists(
     block_indices: Tensor, *, block: int, blocks: int, q_start: int, causal: bool, lookahead: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Return `inverse_index` by batch row and key/value head: begin and end count from the row's first entry.
+    """Return for each block the queries that list it, `starts` and `listing`.
 
-    `listing` is int32 [B, Hkv, T * n + lookahead]. No values reach the host, so nothing waits for a GPU.
+    `starts` is int64 [B, Hkv, blocks, 2], begin and end in the row of `listing`, int32 [B, Hkv, T * n + lookahead],
+    which ascends per block. The lists `[B, T, Hkv, n]` may hold anything; what adds nothing is left out. No values
+    reach the host, so nothing waits for a GPU.
     """
     batch, _, kv_heads, n = block_indices.shape
     device = block_indices.device
@@ -160,25 +151,34 @@ def tile_lists(
 
 
 def prepare_backward(
-    desc: KernelDesc, schedule: CpuSchedule, workers: int, *, q: Tensor, k: Tensor, v: Tensor, **rest: Any
+    desc: KernelDesc,
+    schedule: CpuSchedule,
+    workers: int,
+    *,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_start: int,
+    scale: float,
+    **rest: Any,
 ) -> Launch:
     """Return the launch of one part.
 
-    `queries` gives dq and delta from packed blocks, lists, out, lse, dout and dlse; `keys` gives dk and dv from packed
-    blocks, the inverse index, lse, delta and dout.
+    `runs` gives dq, and what each run of queries adds to dk and dv, from packed blocks, lists, out, lse, dout and dlse;
+    `sums` gives dk and dv from those, and from the shapes of q, k and v.
     """
-    batch, tokens, heads, _ = q.shape
-    keys, kv_heads, blocks = k.shape[1], k.shape[2], ceil_div(k.shape[1], desc.size("block"))
-    values: Values = {"q": q, **rest, "batch": batch, "tokens": tokens, "keys": keys, "length": keys}
-    values.update(kv_heads=kv_heads, blocks=blocks)
-    if desc.word("part") == "queries":
-        grad_q, delta = torch.empty_like(q), torch.empty((batch, tokens, heads), dtype=torch.float32)
-        values.update(dq=grad_q, delta=delta)
-        tasks = batch * kv_heads * ceil_div(tokens, QUERIES_PER_TASK)
-        return Launch(tasks=tasks, values=values, outputs=(grad_q, delta))
-    grad_k, grad_v = torch.empty_like(k), torch.empty_like(v)
-    values.update(grad_k=grad_k, grad_v=grad_v, entries=values["listing"].numel())
-    return Launch(tasks=batch * kv_heads * blocks, values=values, outputs=(grad_k, grad_v))
+    runs = runs_of(reach_of(desc), q=q, k=k, v=v, q_start=q_start)
+    if desc.word("part") == "sums":  # scaled queries went into dk, in log2 units
+        return run_sums(runs, q=q, k=k, v=v, q_start=q_start, scale=math.log(2), **rest)
+    group, block = desc.size("group"), desc.size("block")
+    (batch, tokens), keys, kv_heads = q.shape[:2], k.shape[1], k.shape[2]
+    outputs = (torch.empty_like(q), *run_parts(runs, k=k, v=v))
+    values: Values = {"q": q, "q_start": q_start, "scale": scale, **rest, "batch": batch, "tokens": tokens}
+    values.update(length=keys, kv_heads=kv_heads, runs=runs.count, reach=runs.reach, run=runs.queries)
+    values.update(zip(("dq", "parts_k", "parts_v"), outputs, strict=True))
+    kept = scratch(workers, 2, desc.size("n"), min(group, HEADS_PER_STEP), padded(block))
+    values.update(blocks=ceil_div(keys, block), kept=kept, workers=workers)
+    return Launch(tasks=batch * kv_heads * runs.count, values=values, outputs=outputs)
 
 
 def prepare_gpu(

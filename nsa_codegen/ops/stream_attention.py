@@ -9,10 +9,11 @@ from torch import Tensor
 
 from .. import reference
 from ..desc import KernelDesc
-from ..index_sets import causal, complete, everything, first, window
+from ..index_sets import RangeSet, causal, complete, everything, first, window
+from ..runs import KEYS_PER_TASK, Runs, keys_passed
 from ..schedule import CpuSchedule, GpuSchedule
-from ..tiling import RowTile, ceil_div
-from .base import Launch, OpDef, Sizes, Values, Work, draw, element_bytes
+from ..tiling import RowTile, ceil_div, padded
+from .base import Launch, OpDef, Sizes, Values, Work, draw, element_bytes, scratch
 
 
 def make_inputs(desc: KernelDesc, sizes: Sizes, generator: torch.Generator) -> Values:
@@ -78,27 +79,51 @@ def work(desc: KernelDesc, sizes: Sizes) -> Work:
 
 
 def prepare_backward(
-    desc: KernelDesc, schedule: CpuSchedule, workers: int, *, q: Tensor, k: Tensor, v: Tensor, **rest: Any
+    desc: KernelDesc, schedule: CpuSchedule, workers: int, *, q: Tensor, k: Tensor, v: Tensor, q_start: int, **rest: Any
 ) -> Launch:
     """Return the launch of one part.
 
-    `queries` gives dq and delta from out, lse, dout and dlse; `keys` gives dk and dv from lse, delta and dout.
+    `runs` gives dq, and what each run of queries adds to dk and dv, from q, k, v, out, lse, dout and dlse; `sums` gives
+    dk and dv from those, and from the shapes of q, k and v.
     """
-    batch, tokens, heads, _ = q.shape
-    keys, kv_heads = k.shape[1], k.shape[2]
-    values: Values = {"q": q, "k": k, "v": v, **rest, "batch": batch, "tokens": tokens}
-    values.update(keys=keys, kv_heads=kv_heads)
-    if desc.word("part") == "queries":
-        grad_q, delta = torch.empty_like(q), torch.empty((batch, tokens, heads), dtype=torch.float32)
-        values.update(dq=grad_q, delta=delta)
-        tile = RowTile.of(desc.size("group"), schedule.query_lanes)
-        tasks = batch * kv_heads * ceil_div(tokens, tile.queries) * tile.chunks
-        return Launch(tasks=tasks, values=values, outputs=(grad_q, delta))
-    grad_k, grad_v = torch.empty_like(k), torch.empty_like(v)
-    values.update(grad_k=grad_k, grad_v=grad_v)
-    return Launch(
-        tasks=batch * kv_heads * ceil_div(keys, schedule.query_lanes), values=values, outputs=(grad_k, grad_v)
+    runs = runs_of(desc.streamed, q=q, k=k, v=v, q_start=q_start)
+    if desc.word("part") == "sums":
+        return run_sums(runs, q=q, k=k, v=v, q_start=q_start, **rest)
+    tile, (batch, tokens), keys = RowTile.of(desc.size("group"), schedule.query_lanes), q.shape[:2], k.shape[1]
+    passed = keys_passed(
+        desc.streamed, tokens=tokens, keys=keys, q_start=q_start, queries=tile.queries, run=runs.queries
     )
+    outputs = (torch.empty_like(q), *run_parts(runs, k=k, v=v))
+    values: Values = {"q": q, "k": k, "v": v, "q_start": q_start, **rest, "batch": batch, "tokens": tokens}
+    values.update(keys=keys, kv_heads=k.shape[2], runs=runs.count, reach=runs.reach, run=runs.queries, passed=passed)
+    values.update(zip(("dq", "parts_k", "parts_v"), outputs, strict=True))
+    values.update(kept=scratch(workers, 2, passed, tile.lanes), workers=workers)
+    return Launch(tasks=batch * k.shape[2] * runs.count, values=values, outputs=outputs)
+
+
+def runs_of(visible: RangeSet, *, q: Tensor, k: Tensor, v: Tensor, q_start: int) -> Runs:
+    """Return the runs of queries of a backward; what they leave takes half of what q and out do, or a little."""
+    (batch, tokens, heads, dk), keys, kv_heads, dv = q.shape, k.shape[1], k.shape[2], v.shape[3]
+    rows, room = batch * kv_heads * (padded(dk) + padded(dv)), batch * tokens * heads * (dk + dv)
+    return Runs.of(visible, tokens=tokens, keys=keys, q_start=q_start, rows=rows, room=room)
+
+
+def run_parts(runs: Runs, *, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return memory for the gradients of keys and values that each run leaves, float32 [B, Hkv, runs, reach, dim]."""
+    shape = (k.shape[0], k.shape[2], runs.count, runs.reach)
+    return scratch(*shape, padded(k.shape[3])), scratch(*shape, padded(v.shape[3]))
+
+
+def run_sums(
+    runs: Runs, *, q: Tensor, k: Tensor, v: Tensor, parts_k: Tensor, parts_v: Tensor, q_start: int, scale: float
+) -> Launch:
+    """Return the launch that adds up what runs left, to dk, times `scale`, and dv."""
+    batch, keys, kv_heads, _ = k.shape
+    outputs = torch.empty_like(k), torch.empty_like(v)
+    values: Values = {"parts_k": parts_k, "parts_v": parts_v, "grad_k": outputs[0], "grad_v": outputs[1]}
+    values.update(batch=batch, tokens=q.shape[1], keys=keys, kv_heads=kv_heads, runs=runs.count, reach=runs.reach)
+    values.update(run=runs.queries, q_start=q_start, scale=scale)
+    return Launch(tasks=batch * kv_heads * ceil_div(keys, KEYS_PER_TASK), values=values, outputs=outputs)
 
 
 def prepare_gpu(desc: KernelDesc, schedule: GpuSchedule, *, q: Tensor, k: Tensor, v: Tensor, **rest: Any) -> Launch:

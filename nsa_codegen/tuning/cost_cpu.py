@@ -27,7 +27,7 @@ FMA_BYTES = 64  # of float32 multiplied and added a clock
 MOST_FMA = 2  # instructions of multiply-add a clock
 NARROW_ROW = 0.8  # clocks a row and step of a register tile of less than 4 rows, whose scalars are loaded apart
 WITHIN = 1.2  # times of products within kernels over those of the same products by themselves
-SUMS_CLOCKS = 1.1  # clocks a vector of a register tile that starts from what is in memory
+SUMS_CLOCKS = 1.1  # clocks a vector of a register tile that starts from what is in memory, or is added to it
 SCATTERED = 8.0  # clocks at least of a step whose scalars are each on a page of their own
 PAGE_BYTES = 4096
 CORES = 2
@@ -87,12 +87,12 @@ def predict_cpu(desc: KernelDesc, schedule: CpuSchedule, target: CpuTarget, size
 
 def product_clocks(product: Product, schedule: CpuSchedule, target: CpuTarget) -> float:
     """Return the clocks of one product: [rows, depth] times [depth, lanes], register tile by register tile."""
-    width = target.lanes
-    vectors = -(-product.lanes // width)
-    wide, rest = divmod(vectors, schedule.register_vectors)
-    clocks = wide * _columns(product, schedule.register_rows, schedule.register_vectors, target)
-    if rest:  # single vectors, twice the rows
-        clocks += rest * _columns(product, 2 * schedule.register_rows, 1, target)
+    left, clocks = -(-product.lanes // target.lanes), 0.0
+    rows, vectors = schedule.register_rows, schedule.register_vectors
+    while left > 0 and vectors >= 1:  # vectors that fill no tile take one of twice the rows and half the vectors
+        wide, left = divmod(left, vectors)
+        clocks += wide * _columns(product, rows, vectors, target)
+        rows, vectors = 2 * rows, vectors // 2
     return clocks
 
 

@@ -46,28 +46,21 @@ def bound_at(bound: Bound, positions: Array, keys: int) -> Array:
 
 
 @functools.lru_cache(maxsize=4096)
-def pairs(visible: RangeSet, *, tokens: int, keys: int, q_start: int) -> int:
-    """Return how many (query, key) pairs `tokens` queries from `q_start` on see of `keys` keys."""
-    positions = np.arange(q_start, q_start + tokens)
-    total, end = 0, np.zeros_like(positions)
-    for span in visible.ranges:
-        lo = np.maximum(bound_at(span.lo, positions, keys), end)
-        hi = np.maximum(bound_at(span.hi, positions, keys), lo)
-        total += int((hi - lo).sum())
-        end = hi
-    return total
-
-
-@functools.lru_cache(maxsize=4096)
 def steps_over_keys(
-    visible: RangeSet, *, tokens: int, keys: int, q_start: int, queries: int, width: int
+    visible: RangeSet, *, tokens: int, keys: int, q_start: int, queries: int, width: int, run: int = 0
 ) -> tuple[Steps, float]:
     """Return the steps of tiles of `queries` queries over their ranges, `width` keys each, and the keys that they pass.
 
-    The keys are those of all tiles together; the last step of a range may be short of `width`.
+    The keys are those of all tiles together; the last step of a range may be short of `width`. With `run` no tile
+    reaches beyond its run of so many queries, and `longest` is that of a run's tiles together.
     """
-    first = q_start + np.arange(0, tokens, queries)
-    last = np.minimum(first + queries, q_start + tokens) - 1
+    starts = np.arange(0, tokens, run or max(1, tokens))
+    inside = np.arange(0, run or tokens, queries)
+    first, stop = (starts[:, None] + inside).ravel(), np.repeat(starts + (run or tokens), len(inside))
+    first, stop = first[first < tokens], stop[first < tokens]
+    runs = first // run if run else np.arange(len(first))
+    last = q_start + np.minimum(np.minimum(first + queries, stop), tokens) - 1
+    first = q_start + first
     steps, partial, passed = np.zeros_like(first), np.zeros_like(first), 0
     end = np.zeros_like(first)
     for span in visible.ranges:
@@ -80,27 +73,35 @@ def steps_over_keys(
         partial += np.maximum(count - seen_by_all, 0)
     total = int(steps.sum())
     share = float(partial.sum()) / total if total else 0.0
-    return Steps(tiles=len(first), total=total, longest=int(steps.max(initial=0)), partial=share), float(passed)
+    longest = int(np.bincount(runs, weights=steps).max(initial=0))
+    return Steps(tiles=len(first), total=total, longest=longest, partial=share), float(passed)
 
 
 @functools.lru_cache(maxsize=4096)
-def steps_over_queries(
-    visible: RangeSet, *, tokens: int, keys: int, q_start: int, wide: int, queries: int, joined: bool
-) -> Steps:
+def keys_of_runs(visible: RangeSet, *, tokens: int, keys: int, q_start: int, run: int) -> int:
+    """Return the keys from the first to the last that a run of `run` queries sees, of all runs together."""
+    first = q_start + np.arange(0, tokens, run)
+    last = np.minimum(first + run, q_start + tokens) - 1
+    begin = bound_at(visible.ranges[0].lo, first, keys)
+    end = np.maximum.reduce([bound_at(span.hi, last, keys) for span in visible.ranges])
+    return int(np.maximum(end - begin, 0).sum())
+
+
+@functools.lru_cache(maxsize=4096)
+def steps_over_queries(visible: RangeSet, *, tokens: int, keys: int, q_start: int, wide: int, queries: int) -> Steps:
     """Return the steps of tiles of `wide` keys over the queries that see some of them, `queries` a step.
 
-    With `joined`, as on a GPU, one loop runs from the first to the last query of all ranges; else each has its own.
+    One loop runs from the first to the last query of all ranges.
     """
     j0 = np.arange(0, keys, wide)
     end = np.minimum(j0 + wide, keys)
-    runs = []
+    first, last = np.full_like(j0, tokens), np.zeros_like(j0)
     for span in visible.ranges:
         begin = _first_query(span.hi, j0, tokens, q_start)
         past = _past_query(span.lo, end, tokens, q_start)
-        runs.append((begin, np.where(begin < tokens, np.maximum(past, begin), 0)))
-    if joined:
-        runs = [(np.minimum.reduce([b for b, _ in runs]), np.maximum.reduce([p for _, p in runs]))]
-    steps = sum((-(np.minimum(b - p, 0) // queries) for b, p in runs), start=np.zeros_like(j0))
+        first = np.minimum(first, begin)
+        last = np.maximum(last, np.where(begin < tokens, np.maximum(past, begin), 0))
+    steps = -(np.minimum(first - last, 0) // queries)
     return Steps(tiles=len(j0), total=int(steps.sum()), longest=int(steps.max(initial=0)))
 
 

@@ -7,15 +7,213 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..desc import KernelDesc
-from ..index_sets import complete
+from ..index_sets import RangeSet, complete
 from ..program import Phi
+from ..runs import KEYS_PER_TASK, Runs, keys_passed, reach_of
 from ..schedule import CpuSchedule
 from ..tiling import HEADS_PER_STEP, QUERIES_PER_TASK, RowTile, ScoreTile, ceil_div, padded
-from .counts import listed_blocks, listing_queries, steps_over_keys, steps_over_queries
-from .cpu_loop import DTYPE_BYTES, FLOAT, CpuLoop, Passes, Product, part_of, passes_of
+from .counts import Steps, keys_of_runs, listed_blocks, steps_over_keys
+from .cpu_loop import DTYPE_BYTES, FLOAT, CpuLoop, Product, part_of, passes_of
 
 if TYPE_CHECKING:
     from ..ops import Sizes
+
+
+NOMINAL_GROUP = 16  # heads of a group, where a desc does not say
+
+
+def stream_loop(desc: KernelDesc, schedule: CpuSchedule, sizes: Sizes) -> CpuLoop:
+    """Return the loop of a streamed attention, or of one part of its backward."""
+    if part_of(desc) == "sums":
+        return _run_sums(desc, sizes, desc.streamed)
+    return (_stream_rows if desc.direction == "fwd" else _stream_runs)(desc, schedule, sizes)
+
+
+def gather_loop(desc: KernelDesc, schedule: CpuSchedule, sizes: Sizes) -> CpuLoop:
+    """Return the loop of a gathered attention, or of one part of its backward."""
+    if part_of(desc) == "sums":
+        return _run_sums(desc, sizes, reach_of(desc))
+    return (_gather_rows if desc.direction == "fwd" else _gather_runs)(desc, schedule, sizes)
+
+
+def _stream_rows(desc: KernelDesc, schedule: CpuSchedule, sizes: Sizes) -> CpuLoop:
+    """The forward: queries in the lanes, keys pass by `key_tile` at a time."""
+    dk, dv, lanes, step = desc.size("dk"), desc.size("dv"), schedule.query_lanes, schedule.key_tile
+    tile, heads = RowTile.of(desc.size("group"), lanes), sizes.batch * sizes.kv_heads
+    steps, passed = steps_over_keys(
+        desc.streamed, tokens=sizes.tokens, keys=sizes.keys, q_start=sizes.q_start, queries=tile.queries, width=step
+    )
+    times, tiles = heads * tile.chunks, heads * tile.chunks * steps.tiles
+    full, scores = times * passed / step, times * passed * lanes
+    passes = passes_of(
+        {
+            "weights": scores,
+            "masked": scores * steps.partial,
+            "packed": tiles * lanes * dk,
+            "unpacked": tiles * lanes * dv,
+            "filled": tiles * lanes * dv,
+        }
+    )
+    if desc.dtype != "float32":
+        passes["converted"] += times * passed * (dk + dv)
+        passes["rounded"] += tiles * lanes * dv
+    return CpuLoop(
+        tasks=tiles,
+        longest=steps.longest / steps.mean if steps.total else 1.0,
+        products=(
+            Product(times=full, rows=step, lanes=lanes, depth=dk),
+            *_summed(full, times * steps.total, rows=dv, lanes=lanes, depth=step),
+        ),
+        passes=passes,
+        streamed=times * passed * (dk + dv) * DTYPE_BYTES[desc.dtype],
+        reach=sizes.keys * (dk + dv) * DTYPE_BYTES[desc.dtype],
+        unique=_operands(desc, sizes, queries=1, keys=1),
+    )
+
+
+def _stream_runs(desc: KernelDesc, schedule: CpuSchedule, sizes: Sizes) -> CpuLoop:
+    """The backward over runs of queries: twice over the keys of each tile, scores and gradients are kept between."""
+    dk, dv, group, visible = desc.size("dk"), desc.size("dv"), desc.size("group"), desc.streamed
+    lanes, step, element = schedule.query_lanes, schedule.key_tile, DTYPE_BYTES[desc.dtype]
+    tile, heads, wide_k, wide_v = RowTile.of(group, lanes), sizes.batch * sizes.kv_heads, padded(dk), padded(dv)
+    runs = runs_at(desc, sizes, visible, group=group)
+    where = {"tokens": sizes.tokens, "keys": sizes.keys, "q_start": sizes.q_start, "run": runs.queries}
+    steps, passed = steps_over_keys(visible, queries=tile.queries, width=step, **where)
+    times, tiles = heads * tile.chunks, heads * tile.chunks * steps.tiles
+    full, scores, stepped = times * passed / step, times * passed * lanes, times * steps.total
+    rows = heads * tile.chunks * tile.heads * sizes.tokens
+    filled = round(rows / tiles) if tiles else 0
+    parts = heads * keys_of_runs(visible, **where) * (wide_k + wide_v)
+    passes = passes_of(
+        {
+            "gradients": scores,
+            "added": scores,  # what was missing of delta
+            "masked": scores * steps.partial,
+            "packed": tiles * lanes * (dk + dv),
+            "unpacked": tiles * lanes * dk,
+            "scalar": rows * dv,  # out . dout
+            "filled": tiles * lanes * dk + parts,
+        }
+    )
+    passes["filled" if desc.dtype == "float32" else "converted"] += rows * (wide_k + wide_v)
+    if desc.dtype != "float32":
+        passes["converted"] += times * passed * (2 * dk + dv)
+        passes["rounded"] += tiles * lanes * dk
+    kept, keys_read, added = 2 * FLOAT * lanes, element * (dk + dv), FLOAT * (wide_k + wide_v)
+    return CpuLoop(
+        tasks=heads * runs.count,
+        longest=steps.longest * runs.count / steps.total if steps.total else 1.0,
+        products=(
+            Product(times=full, rows=step, lanes=lanes, depth=dk),
+            Product(times=full, rows=step, lanes=lanes, depth=dv),
+            *_summed(
+                full, stepped, rows=dk, lanes=lanes, depth=step,
+                stride=FLOAT * dk * (sizes.kv_heads if desc.dtype == "float32" else 1),
+            ),
+            Product(times=full, rows=step, lanes=wide_k, depth=filled, sums=True),
+            Product(times=full, rows=step, lanes=wide_v, depth=filled, sums=True),
+        ),
+        passes=passes,
+        streamed=times * passed * (keys_read + element * dk + 2 * added + 2 * kept),  # 2: written and read
+        reach=keys_passed(visible, queries=tile.queries, **where) * (keys_read + added + kept),
+        unique=_operands(desc, sizes, queries=2, keys=1) + FLOAT * parts,
+    )  # fmt: skip
+
+
+def runs_at(desc: KernelDesc, sizes: Sizes, visible: RangeSet, *, group: int) -> Runs:
+    """Return the runs of queries of a backward at run-time sizes, as the ops cut them."""
+    dk, dv, heads = desc.size("dk"), desc.size("dv"), sizes.batch * sizes.kv_heads
+    return Runs.of(
+        visible, tokens=sizes.tokens, keys=sizes.keys, q_start=sizes.q_start,
+        rows=heads * (padded(dk) + padded(dv)), room=heads * sizes.tokens * group * (dk + dv),
+    )  # fmt: skip
+
+
+def _run_sums(desc: KernelDesc, sizes: Sizes, visible: RangeSet) -> CpuLoop:
+    """What runs left, added up; a desc of it does not say how many heads a group has, and so how long runs are."""
+    dk, dv, heads = desc.size("dk"), desc.size("dv"), sizes.batch * sizes.kv_heads
+    wide = padded(dk) + padded(dv)
+    run = runs_at(desc, sizes, visible, group=NOMINAL_GROUP).queries
+    parts = heads * wide * keys_of_runs(visible, tokens=sizes.tokens, keys=sizes.keys, q_start=sizes.q_start, run=run)
+    tasks, made = heads * ceil_div(sizes.keys, KEYS_PER_TASK), heads * sizes.keys * (dk + dv)
+    passes = passes_of({"added": parts + made, "filled": tasks * KEYS_PER_TASK * wide})
+    if desc.dtype != "float32":
+        passes["rounded"] += made
+    return CpuLoop(tasks=tasks, passes=passes, unique=float(FLOAT * parts + DTYPE_BYTES[desc.dtype] * made))
+
+
+def _gather_rows(desc: KernelDesc, schedule: CpuSchedule, sizes: Sizes) -> CpuLoop:
+    """The forward: query by query, the heads of a group together, keys in the lanes."""
+    dk, dv, group, block, n = (desc.size(name) for name in ("dk", "dv", "group", "block", "n"))
+    heads, width = min(group, HEADS_PER_STEP), padded(block)
+    listed = _listed(desc, sizes)
+    rows = sizes.batch * sizes.kv_heads * ceil_div(group, heads)
+    blocks, queries = rows * listed.total, rows * sizes.tokens
+    slots = max(1, min(n, schedule.key_tile * 16 // width))
+    runs = max(1.0, listed.mean / slots)  # of blocks that have room side by side: what was summed before is rescaled
+    passes = passes_of(
+        {
+            "weights": blocks * heads * width,
+            "converted": queries * heads * dk,
+            "filled": queries * heads * dv,
+            "added": queries * heads * dv + queries * (runs - 1) * heads * padded(dv),
+            "scalar": queries * n * 4 + queries * runs * heads * 8,
+        }
+    )
+    if desc.word("source") == "plain":
+        passes["packed"] += blocks * dk * width
+        passes["converted"] += blocks * dv * block
+    if desc.dtype != "float32":
+        passes["rounded"] += queries * heads * dv
+    return CpuLoop(
+        tasks=sizes.batch * sizes.kv_heads * ceil_div(sizes.tokens, QUERIES_PER_TASK),
+        products=(
+            Product(times=blocks, rows=heads, lanes=width, depth=dk),
+            Product(times=blocks, rows=heads, lanes=padded(dv), depth=block, sums=True),
+        ),
+        passes=passes,
+        streamed=blocks * FLOAT * width * (dk + dv),
+        reach=FLOAT * sizes.keys * (dk + dv),
+        unique=_operands(desc, sizes, queries=1, keys=2 if desc.dtype != "float32" else 1),
+    )
+
+
+def _gather_runs(desc: KernelDesc, schedule: CpuSchedule, sizes: Sizes) -> CpuLoop:
+    """The backward over runs of queries: twice over the list of each query, the heads of a group together."""
+    dk, dv, group, block, n = (desc.size(name) for name in ("dk", "dv", "group", "block", "n"))
+    step, width, wide_k, wide_v = min(group, HEADS_PER_STEP), padded(block), padded(dk), padded(dv)
+    heads, chunks, listed = sizes.batch * sizes.kv_heads, ceil_div(group, step), _listed(desc, sizes)
+    blocks, rows = heads * chunks * listed.total, heads * chunks * step * sizes.tokens
+    runs = runs_at(desc, sizes, reach_of(desc), group=group)
+    seen = keys_of_runs(reach_of(desc), tokens=sizes.tokens, keys=sizes.keys, q_start=sizes.q_start, run=runs.queries)
+    parts = heads * seen * (wide_k + wide_v)
+    passes = passes_of(
+        {
+            "gradients": blocks * step * width,
+            "added": blocks * step * width + rows * dk,  # what was missing of delta; dq, scaled
+            "converted": rows * (dk + dv),
+            "filled": rows * (2 * wide_k + wide_v) + parts,
+            "scalar": rows * dv + heads * sizes.tokens * n * 4,  # out . dout; the blocks of a list, once each
+        }
+    )
+    if desc.dtype != "float32":
+        passes["rounded"] += rows * dk
+    read, added = FLOAT * (width * (dk + dv) + block * wide_k), FLOAT * block * (wide_k + wide_v)
+    return CpuLoop(
+        tasks=heads * runs.count,
+        longest=min(runs.queries, sizes.tokens) * listed.longest * runs.count / listed.total if listed.total else 1.0,
+        products=(
+            Product(times=blocks, rows=step, lanes=width, depth=dk),
+            Product(times=blocks, rows=step, lanes=width, depth=dv),
+            Product(times=blocks, rows=step, lanes=wide_k, depth=block, sums=True),
+            Product(times=blocks, rows=block, lanes=wide_k, depth=step, sums=True, stride=FLOAT * width),
+            Product(times=blocks, rows=block, lanes=wide_v, depth=step, sums=True, stride=FLOAT * width),
+        ),
+        passes=passes,
+        streamed=blocks * (read + 2 * added),  # 2: written and read
+        reach=sizes.keys / block * (read + added),
+        unique=_operands(desc, sizes, queries=2, keys=0) + heads * ceil_div(sizes.keys, block) * read + FLOAT * parts,
+    )
 
 
 def _operands(desc: KernelDesc, sizes: Sizes, *, queries: int, keys: int) -> float:
@@ -25,192 +223,21 @@ def _operands(desc: KernelDesc, sizes: Sizes, *, queries: int, keys: int) -> flo
     return float(sizes.batch * sizes.kv_heads * rows * dims * DTYPE_BYTES[desc.dtype])
 
 
-def stream_loop(desc: KernelDesc, schedule: CpuSchedule, sizes: Sizes) -> CpuLoop:
-    """Return the loop of a streamed attention, or of one part of its backward."""
-    return _stream_keys(desc, schedule, sizes) if part_of(desc) == "keys" else _stream_rows(desc, schedule, sizes)
-
-
-def _stream_rows(desc: KernelDesc, schedule: CpuSchedule, sizes: Sizes) -> CpuLoop:
-    """The forward, and the queries' part: queries in the lanes, keys pass by `key_tile` at a time."""
-    dk, dv, group, lanes, step = (
-        desc.size("dk"),
-        desc.size("dv"),
-        desc.size("group"),
-        schedule.query_lanes,
-        schedule.key_tile,
-    )
-    tile, heads, backward = RowTile.of(group, lanes), sizes.batch * sizes.kv_heads, part_of(desc) == "queries"
-    steps, passed = steps_over_keys(
-        desc.streamed, tokens=sizes.tokens, keys=sizes.keys, q_start=sizes.q_start, queries=tile.queries, width=step
-    )
-    times, tiles = heads * tile.chunks, heads * tile.chunks * steps.tiles
-    full, stepped, scores = times * passed / step, times * steps.total, times * passed * lanes
-    products = [Product(times=full, rows=step, lanes=lanes, depth=dk)]
-    if backward:
-        products.append(Product(times=full, rows=step, lanes=lanes, depth=dv))
-    for _ in range(2 if backward else 1):
-        products += _summed(full, stepped, rows=dk if backward else dv, lanes=lanes, depth=step)
-    passes = passes_of(
-        {
-            "gradients" if backward else "weights": scores,
-            "masked": scores * steps.partial,
-            "packed": tiles * lanes * (dk + (2 * dv if backward else 0)),
-            "unpacked": tiles * lanes * (dk if backward else dv),
-            "filled": tiles * lanes * (2 * dk if backward else dv),
-        }
-    )
-    if desc.dtype != "float32":
-        passes["converted"] += times * passed * (dk + dv)
-        passes["rounded"] += tiles * lanes * (dk if backward else dv)
-    return CpuLoop(
-        tasks=tiles,
-        longest=steps.longest / steps.mean if steps.total else 1.0,
-        products=tuple(products),
-        passes=passes,
-        streamed=times * passed * (dk + dv) * DTYPE_BYTES[desc.dtype],
-        reach=sizes.keys * (dk + dv) * DTYPE_BYTES[desc.dtype],
-        unique=_operands(desc, sizes, queries=2 if backward else 1, keys=1),
-    )
-
-
-def _summed(full: float, stepped: float, *, rows: int, lanes: int, depth: int) -> list[Product]:
+def _summed(full: float, stepped: float, *, rows: int, lanes: int, depth: int, stride: int = FLOAT) -> list[Product]:
     """Return the products that add up in memory: as much as `full` steps have, in `stepped` of them."""
     return [
-        Product(times=full, rows=rows, lanes=lanes, depth=depth),
+        Product(times=full, rows=rows, lanes=lanes, depth=depth, stride=stride),
         Product(times=stepped, rows=rows, lanes=lanes, depth=0, sums=True),
     ]
 
 
-def _stream_keys(desc: KernelDesc, schedule: CpuSchedule, sizes: Sizes) -> CpuLoop:
-    """The keys' part: keys in the lanes, the queries that see them pass by `key_tile` at a time, head by head."""
-    dk, dv, group, lanes, step = (
-        desc.size("dk"),
-        desc.size("dv"),
-        desc.size("group"),
-        schedule.query_lanes,
-        schedule.key_tile,
-    )
-    heads = sizes.batch * sizes.kv_heads
-    steps = steps_over_queries(
-        desc.streamed,
-        tokens=sizes.tokens,
-        keys=sizes.keys,
-        q_start=sizes.q_start,
-        wide=lanes,
-        queries=step,
-        joined=False,
-    )
-    times, tiles = heads * group * steps.total, heads * steps.tiles
-    passes = _key_passes(times, tiles, rows=step, lanes=lanes, dk=dk, dv=dv)
-    if desc.dtype != "float32":
-        passes["converted"] += times * step * (dk + dv)
-        passes["rounded"] += tiles * lanes * (dk + dv)
-    return CpuLoop(
-        tasks=tiles,
-        longest=steps.longest / steps.mean if steps.total else 1.0,
-        products=_key_products(
-            times,
-            rows=step,
-            lanes=lanes,
-            dk=dk,
-            dv=dv,
-            heads=sizes.kv_heads * group if desc.dtype == "float32" else 1,
-        ),
-        passes=passes,
-        streamed=times * step * (dk + dv) * DTYPE_BYTES[desc.dtype],
-        reach=steps.longest * step * group * (dk + dv) * DTYPE_BYTES[desc.dtype],
-        unique=_operands(desc, sizes, queries=1, keys=2),
-    )
-
-
-def _key_products(times: float, *, rows: int, lanes: int, dk: int, dv: int, heads: int) -> tuple[Product, ...]:
-    """Return scores, weights' gradients, and both sums, which read queries `heads` heads apart, down their rows."""
-    shapes = ((rows, dk, FLOAT), (rows, dv, FLOAT), (dv, rows, FLOAT * heads * dv), (dk, rows, FLOAT * heads * dk))
-    return tuple(Product(times=times, rows=r, lanes=lanes, depth=d, stride=stride) for r, d, stride in shapes)
-
-
-def _key_passes(times: float, tiles: float, *, rows: int, lanes: int, dk: int, dv: int) -> Passes:
-    return passes_of(
-        {
-            "gradients": times * rows * lanes,
-            "added": times * (dk + dv) * lanes,
-            "packed": tiles * lanes * (dk + dv),
-            "unpacked": tiles * lanes * (dk + dv),
-            "filled": tiles * lanes * (dk + dv),
-        }
-    )
-
-
-def gather_loop(desc: KernelDesc, schedule: CpuSchedule, sizes: Sizes) -> CpuLoop:
-    """Return the loop of a gathered attention, or of one part of its backward."""
-    return _gather_keys(desc, schedule, sizes) if part_of(desc) == "keys" else _gather_rows(desc, schedule, sizes)
-
-
-def _gather_rows(desc: KernelDesc, schedule: CpuSchedule, sizes: Sizes) -> CpuLoop:
-    """The forward, and the queries' part: query by query, the heads of a group together, keys in the lanes."""
-    dk, dv, group, block, n = (desc.size(name) for name in ("dk", "dv", "group", "block", "n"))
-    backward, heads, width = part_of(desc) == "queries", min(group, HEADS_PER_STEP), padded(block)
-    listed = listed_blocks(
-        tokens=sizes.tokens, q_start=sizes.q_start, block=block, n=n, queries=1, causal=desc.word("reach") == "causal",
-        keys=sizes.keys,
+def _listed(desc: KernelDesc, sizes: Sizes) -> Steps:
+    """Return the blocks that queries of a gathered attention list."""
+    causal = desc.word("reach") == "causal"
+    return listed_blocks(
+        tokens=sizes.tokens, q_start=sizes.q_start, block=desc.size("block"), n=desc.size("n"), queries=1,
+        causal=causal, keys=sizes.keys,
     )  # fmt: skip
-    rows = sizes.batch * sizes.kv_heads * ceil_div(group, heads)
-    blocks, queries = rows * listed.total, rows * sizes.tokens
-    products = [Product(times=blocks, rows=heads, lanes=width, depth=dk)]
-    if backward:
-        products.append(Product(times=blocks, rows=heads, lanes=width, depth=dv))
-    for _ in range(2 if backward else 1):
-        columns = padded(dk if backward else dv)
-        products.append(Product(times=blocks, rows=heads, lanes=columns, depth=block, sums=True))
-    passes = passes_of(
-        {
-            "gradients" if backward else "weights": blocks * heads * width,
-            "converted": queries * heads * (dk + (2 * dv if backward else 0)),
-            "filled": queries * heads * (2 * dk if backward else dv),
-            "added": queries * heads * (dk if backward else dv),
-            "scalar": queries * n * 4,
-        }
-    )
-    if not backward:  # what was summed before is rescaled at each run of blocks that have room side by side
-        slots = max(1, min(n, schedule.key_tile * 16 // width))
-        runs = max(1.0, listed.mean / slots)
-        passes["added"] += queries * (runs - 1) * heads * padded(dv)
-        passes["scalar"] += queries * runs * heads * 8
-        if desc.word("source") == "plain":
-            passes["packed"] += blocks * dk * width
-            passes["converted"] += blocks * dv * block
-    if desc.dtype != "float32":
-        passes["rounded"] += queries * heads * (dk if backward else dv)
-    read = FLOAT * width * (dk + dv + (dk if backward else 0))
-    return CpuLoop(
-        tasks=sizes.batch * sizes.kv_heads * ceil_div(sizes.tokens, QUERIES_PER_TASK),
-        products=tuple(products),
-        passes=passes,
-        streamed=blocks * read,
-        reach=FLOAT * sizes.keys * (dk + dv),
-        unique=_operands(desc, sizes, queries=2 if backward else 1, keys=2 if desc.dtype != "float32" else 1),
-    )
-
-
-def _gather_keys(desc: KernelDesc, schedule: CpuSchedule, sizes: Sizes) -> CpuLoop:
-    """The keys' part: a block of keys in the lanes, the queries that list it pass by."""
-    dk, dv, block = desc.size("dk"), desc.size("dv"), desc.size("block")
-    tile, width, heads = RowTile.of(desc.size("group"), schedule.key_tile), padded(block), sizes.batch * sizes.kv_heads
-    steps = listing_queries(
-        tokens=sizes.tokens, keys=sizes.keys, q_start=sizes.q_start, block=block, queries=tile.queries
-    )
-    times, tiles, rows = heads * tile.chunks * steps.total, heads * steps.tiles, tile.queries * tile.heads
-    passes = _key_passes(times, tiles, rows=rows, lanes=width, dk=dk, dv=dv)
-    passes["converted"] += times * rows * (dk + dv) * 2
-    return CpuLoop(
-        tasks=tiles,
-        longest=steps.longest / steps.mean if steps.total else 1.0,
-        products=_key_products(times, rows=rows, lanes=width, dk=dk, dv=dv, heads=1),
-        passes=passes,
-        streamed=times * rows * (dk + dv) * DTYPE_BYTES[desc.dtype],
-        reach=sizes.tokens * desc.size("group") * (dk + dv) * DTYPE_BYTES[desc.dtype],
-        unique=_operands(desc, sizes, queries=1, keys=2),
-    )
 
 
 def select_loop(desc: KernelDesc, schedule: CpuSchedule, sizes: Sizes) -> CpuLoop:

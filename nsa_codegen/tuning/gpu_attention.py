@@ -31,7 +31,7 @@ def stream_launches(desc: KernelDesc, schedule: GpuSchedule, sizes: Sizes) -> It
     where = {"tokens": sizes.tokens, "keys": sizes.keys, "q_start": sizes.q_start}
     if part == "keys":
         tile = RowTile.of(desc.size("group"), schedule.key_tile)
-        steps = steps_over_queries(visible, wide=schedule.rows, queries=tile.queries, joined=True, **where)
+        steps = steps_over_queries(visible, wide=schedule.rows, queries=tile.queries, **where)
         yield _over_queries(desc, schedule, sizes, steps, tile, rows=schedule.rows, lower=lower)
         return
     tile = RowTile.of(desc.size("group"), schedule.rows)

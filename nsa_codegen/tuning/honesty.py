@@ -7,6 +7,7 @@ instead of the measured best loses. Candidates are compared within one run, desc
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -33,6 +34,25 @@ class Honesty:
     descs: int
     spearman: float | None
     loss: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The rankings of `descs` descs in three figures: what is published of the model.
+
+    `spearman` is the median, None where it is defined for none; `loss` the geometric mean, and `worst` the greatest.
+    """
+
+    name: str
+    descs: int
+    candidates: int
+    spearman: float | None
+    loss: float
+    worst: float
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as plain data."""
@@ -72,22 +92,56 @@ def pairs_by_desc(records: Iterable[Record]) -> dict[tuple[KernelDesc, str], lis
 
 def honesty(records: Iterable[Record]) -> tuple[Honesty, ...]:
     """Return the figures of every desc that has two candidates or more, then by kind, then over all; empty if none."""
-    by_desc = {key: pairs for key, pairs in pairs_by_desc(records).items() if len(pairs) > 1}
-    rows = [
-        Honesty(
-            name=str(desc),
-            candidates=len(pairs),
-            descs=1,
-            spearman=spearman(*zip(*pairs, strict=True)),
-            loss=loss(pairs),
-        )
-        for (desc, _), pairs in by_desc.items()
-    ]
-    kinds: dict[str, list[Honesty]] = {}
-    for (desc, _), row in zip(by_desc, rows, strict=True):
-        kinds.setdefault(desc.kind, []).append(row)
+    found = rankings(records)
+    kinds = _by_kind(found)
+    rows = [row for _, row in found]
     together = [_together(kind, kinds[kind]) for kind in sorted(kinds)]
     return (*rows, *together, *([_together("all", rows)] if rows else []))
+
+
+def rankings(records: Iterable[Record]) -> tuple[tuple[KernelDesc, Honesty], ...]:
+    """Return every desc that has two candidates or more, once for each set of sizes, with its figures."""
+    return tuple(
+        (
+            desc,
+            Honesty(
+                name=str(desc),
+                candidates=len(pairs),
+                descs=1,
+                spearman=spearman(*zip(*pairs, strict=True)),
+                loss=loss(pairs),
+            ),
+        )
+        for (desc, _), pairs in pairs_by_desc(records).items()
+        if len(pairs) > 1
+    )
+
+
+def summaries(found: Iterable[tuple[KernelDesc, Honesty]]) -> tuple[Summary, ...]:
+    """Return what is published of rankings: a summary of each kind, in order, then of `all`; empty without any."""
+    pairs = tuple(found)
+    kinds = _by_kind(pairs)
+    named = [(kind, kinds[kind]) for kind in sorted(kinds)]
+    return tuple(_summary(name, rows) for name, rows in (*named, ("all", [row for _, row in pairs])) if rows)
+
+
+def _by_kind(found: Iterable[tuple[KernelDesc, Honesty]]) -> dict[str, list[Honesty]]:
+    kinds: dict[str, list[Honesty]] = {}
+    for desc, row in found:
+        kinds.setdefault(desc.kind, []).append(row)
+    return kinds
+
+
+def _summary(name: str, rows: list[Honesty]) -> Summary:
+    ranked = [row.spearman for row in rows if row.spearman is not None]
+    return Summary(
+        name=name,
+        descs=len(rows),
+        candidates=sum(row.candidates for row in rows),
+        spearman=statistics.median(ranked) if ranked else None,
+        loss=statistics.geometric_mean(row.loss for row in rows),
+        worst=max(row.loss for row in rows),
+    )
 
 
 def _together(name: str, rows: list[Honesty]) -> Honesty:

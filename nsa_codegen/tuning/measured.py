@@ -7,12 +7,11 @@ there; that part was not run on one yet.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import autograd, dispatch
 from ..bench.measure import Contender, interleave
 from ..bench.stats import quartiles
 from ..build import Artifact, Request, build_all
 from ..conformance.check import Accuracy, inputs_of, judge, results_of, widened
 from ..desc import KernelDesc
 from ..device import GpuArtifact, load_artifact
+from ..dispatch import in_place_of
+from ..dispatch import run as run_kernel
 from ..errors import LoweringError
 from ..lowering import lower
 from ..manifest import RequestKey
@@ -43,7 +43,6 @@ MEASURE_SECONDS = 0.5
 LEAST_ROUNDS, MOST_ROUNDS = 2, 15
 LEAST_FINAL_ROUNDS = 7
 HOPELESS = 2.0  # times the default's: such a candidate is not timed beyond the first rounds
-Instead = Callable[[Values], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +85,7 @@ def prerequisites(problem: Problem, target: Target, default: Schedule) -> tuple[
     needed: list[KernelDesc] = []
     if problem.desc.direction == "bwd":
         forward = problem.forward
-        needed = [forward, *backward_descs(forward)]
+        needed = [forward, *backward_descs(forward, target.kind)]
         if forward.op == "gather_attention" and target.kind == "cpu":
             needed += [*pack_descs(forward), *backward_pack_descs(forward).values()]
         elif forward.op == "gather_attention":
@@ -123,24 +122,6 @@ def measure_finalists(
 ) -> tuple[Judged, ...]:
     """Return the times of all `schedules` and of the default in the same turns; raises what launching them raises."""
     return _timed(problem, schedules, target, default, seconds, LEAST_FINAL_ROUNDS)
-
-
-@contextlib.contextmanager
-def in_place_of(desc: KernelDesc, instead: Instead) -> Iterator[None]:
-    """Inside, whatever op runs the kernel of `desc` in this process runs `instead(arguments)`."""
-    usual = dispatch.run
-
-    def run(found: KernelDesc, **arguments: Any) -> tuple[Tensor, ...]:
-        return instead(arguments) if found == desc else usual(found, **arguments)
-
-    modules: tuple[Any, ...] = (dispatch, autograd)
-    for module in modules:
-        module.run = run
-    try:
-        yield
-    finally:
-        for module in modules:
-            module.run = usual
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,9 +232,8 @@ def _arguments(problem: Problem, target: Target) -> Values:
 
     def catch(arguments: Values) -> tuple[Tensor, ...]:
         caught.append(arguments)
-        return usual(problem.desc, **arguments)
+        return run_kernel(problem.desc, **arguments)
 
-    usual = dispatch.run
     with in_place_of(problem.desc, catch):
         results_of(problem.forward, values, compiled=True)
     return {name: x.detach() if isinstance(x, Tensor) else x for name, x in caught[-1].items()}

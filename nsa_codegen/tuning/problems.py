@@ -85,7 +85,7 @@ def chosen_problems(problems: Iterable[Problem], ops: Iterable[str]) -> tuple[Pr
 def _problems(
     program: Program, target: Target, dtype: str, direction: str, batch: int, tokens: int, kv_heads: int
 ) -> Iterator[Problem]:
-    forwards = _forwards(program, dtype)
+    forwards = _forwards(program, dtype, target.kind)
     for desc in needed_descs(program, dtype, direction, kind=target.kind):
         forward = forwards.get(desc, desc)
         dims: dict[str, Any] = dict(forward.dims)
@@ -99,11 +99,11 @@ def _problems(
         yield Problem(desc=desc, forward=forward, sizes=timed, checks=(ragged, late))
 
 
-def _forwards(program: Program, dtype: str) -> dict[KernelDesc, KernelDesc]:
+def _forwards(program: Program, dtype: str, kind: str) -> dict[KernelDesc, KernelDesc]:
     """Return the forward desc of each desc of a backward; the first of those that share it."""
     found: dict[KernelDesc, KernelDesc] = {}
     for forward in filter(has_backward, program_descs(program, dtype)):
-        for desc in backward_descs(forward):
+        for desc in backward_descs(forward, kind):
             found.setdefault(desc, forward)
     return found
 

@@ -5,9 +5,10 @@ Nothing here decides anything: the reasons are worked out from the same rules an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from ..desc import KernelDesc
 from ..errors import InputError
@@ -35,6 +36,20 @@ if TYPE_CHECKING:
     from ..ops import Sizes
 
 UNREAD = "this kernel does not read it"
+_TELLS = 0.01  # a change of a ratio of predicted times that says anything
+# Facts as `hardware_differences` names them, with the fields of a target that state them. What the model knows of a GPU
+# beyond its target goes by the name, and rates are those of a card with so many multiprocessors: these go together.
+_Swaps = Mapping[tuple[str, ...], tuple[str, ...]]
+_CPU_SWAPS: _Swaps = {("vectors",): ("vector_bytes",), ("vector registers",): ("vector_registers",)}
+_GPU_SWAPS: _Swaps = {
+    ("matrix instruction",): ("matrix",),
+    ("copy engine",): ("copy",),
+    ("shared memory of a block", "shared memory of a multiprocessor"): ("block_shared_bytes", "shared_bytes"),
+    ("registers of a multiprocessor", "warps of a multiprocessor"): ("registers", "warps", "blocks"),
+    ("multiprocessors", "matrix operations a clock", "operations a byte of memory", "second cache"): (
+        "name", "rates", "processors",
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +94,8 @@ def hardware_differences(one: Target, other: Target) -> dict[str, tuple[str, str
 def schedule_differences(one: Explained, other: Explained, sizes: Sizes) -> dict[str, str]:
     """Return the fields in which two schedules of a desc differ, each with what speaks against the other's value.
 
-    The other's value is put in the place of one's own: `check` refuses it there, or the model says what it costs.
+    The other's value is put in the place of one's own: `check` refuses it there, or the model says what it costs. Then
+    facts of the hardware are put in the place of one's own, one at a time, to see which of them speaks for that value.
     """
     ours, theirs = one.schedule.to_json(), other.schedule.to_json()
     found = {}
@@ -87,17 +103,61 @@ def schedule_differences(one: Explained, other: Explained, sizes: Sizes) -> dict
         if ours[name] == theirs[name]:
             continue
         swapped = type(one.schedule).parse(ours | {name: theirs[name]})
-        reason = ScheduleSpace.check(swapped, one.desc, one.target)
-        if reason is not None:
-            found[name] = f"{theirs[name]} is not legal on {one.target.name}: {reason}"
-            continue
-        there = predict(one.desc, swapped, one.target, sizes)
-        ratio = there.seconds / one.prediction.seconds
-        found[name] = (
-            f"{theirs[name]} would be predicted {_percent(ratio)} on {one.target.name}, bound by {there.bound}; as it "
-            f"is, by {one.prediction.bound}"
-        )
+        back = type(one.schedule).parse(theirs | {name: ours[name]})
+        here = _against(one, swapped, str(theirs[name]), sizes)
+        behind = _behind(one, swapped, other.target, sizes)
+        if behind is None:  # nothing there speaks for their value here; something may speak against ours there
+            behind = _behind(other, back, one.target, sizes)
+            behind = None if behind is None else f"{_against(other, back, str(ours[name]), sizes)}; {behind}"
+        if behind is None:
+            facts = ", ".join(hardware_differences(one.target, other.target)) or "nothing that is known here"
+            behind = f"no one fact decides it: it came with the other fields, and the targets differ in {facts}"
+        found[name] = f"{here}; {behind}"
     return found
+
+
+def _against(one: Explained, swapped: Schedule, value: str, sizes: Sizes) -> str:
+    """Return what `check` or the model says of `one` with a field changed to `value`."""
+    reason = ScheduleSpace.check(swapped, one.desc, one.target)
+    if reason is not None:
+        return f"{value} is not legal on {one.target.name}: {reason}"
+    there = predict(one.desc, swapped, one.target, sizes)
+    ratio = _percent(there.seconds / one.prediction.seconds)
+    return (
+        f"{value} would be predicted {ratio} on {one.target.name}, bound by {there.bound}; as it is, by "
+        f"{one.prediction.bound}"
+    )
+
+
+def _behind(one: Explained, swapped: Schedule, other: Target, sizes: Sizes) -> str | None:
+    """Return the fact of `other` that, in the place of one's own, speaks most for `swapped`; None if none does."""
+    differing = hardware_differences(one.target, other)
+    before, best = _ratio(one, swapped, one.target, sizes), None
+    least = before * (1 - _TELLS)
+    swaps = _CPU_SWAPS if one.target.kind == "cpu" else _GPU_SWAPS
+    for names, fields in swaps.items():
+        named = [name for name in names if name in differing]
+        mixed: Any = replace(one.target, **{field: getattr(other, field) for field in fields}) if named else None
+        if mixed is None or (ratio := _ratio(one, swapped, mixed, sizes)) >= least:
+            continue
+        least = ratio
+        facts = ", ".join(f"{name} ({differing[name][1]})" for name in named)
+        if ratio == 0.0:
+            said = "what is there now would not be legal"
+        else:
+            said = f"it would be {'legal, and ' if math.isinf(before) else ''}predicted {_percent(ratio)}"
+        best = f"with {other.name}'s {facts} {said}"
+    return best
+
+
+def _ratio(one: Explained, swapped: Schedule, target: Target, sizes: Sizes) -> float:
+    """Return the predicted time of `swapped` over that of one's own: infinite if it is not legal, 0 if that is not."""
+    if ScheduleSpace.check(swapped, one.desc, target) is not None:
+        return math.inf
+    if ScheduleSpace.check(one.schedule, one.desc, target) is not None:
+        return 0.0
+    first, second = (predict(one.desc, schedule, target, sizes).seconds for schedule in (swapped, one.schedule))
+    return first / second
 
 
 def _percent(ratio: float) -> str:
@@ -205,14 +265,15 @@ def _cpu_reasons(desc: KernelDesc, schedule: CpuSchedule, target: CpuTarget, siz
     share = 100 * main.rows * main.lanes * main.depth / clocks / 16 if clocks else 0.0
     taken = schedule.register_rows * schedule.register_vectors + schedule.register_vectors + 1
     lanes = f"{schedule.query_lanes} lanes are {schedule.query_lanes // target.lanes} vectors of {target.lanes}"
-    if desc.op == "stream_attention" and ("part", "keys") not in desc.dims:
+    step = f"{schedule.key_tile} a step; the greatest product is {main.rows} x {main.depth} x {main.lanes}"
+    if desc.op == "stream_attention":
         tile = RowTile.of(desc.size("group"), schedule.query_lanes)
         lanes += f": {tile.queries} queries of {tile.heads} heads, which pass over the union of their ranges"
     elif desc.op == "gather_attention":
-        lanes = UNREAD
+        lanes, step = UNREAD, UNREAD if desc.direction == "bwd" else step
     return {
         "query_lanes": lanes,
-        "key_tile": f"{schedule.key_tile} a step; the greatest product is {main.rows} x {main.depth} x {main.lanes}",
+        "key_tile": step,
         "register_rows": f"{schedule.register_rows} x {schedule.register_vectors} vectors take {taken} of the "
         f"{target.vector_registers} registers; of less than 4 rows, scalars are loaded apart",
         "register_vectors": f"that product runs at {share:.0f} % of the multiply-adds' rate, as predicted",

@@ -24,6 +24,7 @@ STATUSES = ("ok", "illegal", "failed", "wrong", "crashed", "timeout", "same")
 JUDGES = ("measured", "static")
 STAGES = ("search", "final")
 META_SUFFIX = ".meta.json"
+LOGS = "tuning_logs"
 DEVICE_FACTS = ("processor", "gpu", "driver", "cores", "threads")  # of an environment: what times belong to
 
 
@@ -172,6 +173,15 @@ class Log:
     meta: Meta
     records: tuple[Record, ...]
     torn: int
+
+
+def logs_folder() -> Path:
+    """Return the folder of the logs: `tuning_logs` of the checkout, else of the working directory.
+
+    A package that was installed from a wheel has rows of `schedules/` inside, but no logs.
+    """
+    checkout = Path(__file__).parents[2]
+    return (checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()) / LOGS
 
 
 def log_path(folder: Path, arch: str, desc: KernelDesc, run: str) -> Path:

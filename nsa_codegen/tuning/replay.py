@@ -15,12 +15,11 @@ from typing import Any
 
 from ..desc import KernelDesc
 from ..errors import NSAError, ScheduleError, TuningLogError
-from ..selection import bucket_of, facts_of, read_rows, schedules_folder
+from ..selection import bucket_of, facts_of, read_rows
 from ..target import TARGETS, Target
 from .records import Meta, Record, meta_path
 from .winners import Numbered, Verdict, illegal, verdict
 
-LOGS = "tuning_logs"
 _KEPT = ("processor", "gpu", "driver", "cores", "compiler", "tilelang", "nvcc")
 STATIC = "static: compiled, not run"
 
@@ -57,11 +56,6 @@ class Replayed:
     files: Mapping[str, str]
     decisions: tuple[Decision, ...]
     refused: tuple[str, ...]
-
-
-def logs_folder() -> Path:
-    """Return the folder of the committed logs, beside that of the tuned schedules."""
-    return schedules_folder().parent / LOGS
 
 
 def replay(logs: Path) -> Replayed:

@@ -17,8 +17,7 @@ from ..desc import KernelDesc
 from ..errors import MissingPackageError, TuningLogError
 from ..target import parse_target
 from .honesty import Honesty, honesty
-from .records import Log, Record, read_log
-from .replay import logs_folder
+from .records import Log, Record, logs_folder, read_log
 from .space import default_schedule
 from .winners import schedule_text
 

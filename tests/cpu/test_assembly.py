@@ -24,7 +24,7 @@ DESCS = {
         kernel=32, stride=16,
     ),
     "stream backward": KernelDesc.of(
-        "stream_attention", "float32", direction="bwd", part="keys", visible=window(64), **ATTENTION
+        "stream_attention", "float32", direction="bwd", part="runs", visible=window(64), **ATTENTION
     ),
 }  # fmt: skip
 REGISTERS = {"x86_64_v4": "zmm", "x86_64_v3": "ymm"}

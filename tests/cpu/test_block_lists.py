@@ -15,7 +15,6 @@ from nsa_codegen.desc import KernelDesc
 from nsa_codegen.errors import InputError
 from nsa_codegen.needed import backward_descs, backward_pack_descs, pack_descs
 from nsa_codegen.ops import OPS
-from nsa_codegen.ops.gather_attention import inverse_index
 from nsa_codegen.spec import NSASpec
 
 KERNELS = SPEC_KERNELS
@@ -169,13 +168,11 @@ def test_wild_indices_touch_nothing(name: str) -> None:
             packed = tuple(run_guarded(d, x=x)[0] for d, x in zip(pack_descs(desc), (k, v), strict=True))
             results += run_guarded(desc, **shared, block_indices=given, packed=packed)
         out, lse = results[:2]
-        by_queries, by_keys = backward_descs(desc)
+        by_runs, by_sums = backward_descs(desc)
         packs = {n: run_guarded(d, x=v if n[0] == "v" else k)[0] for n, d in backward_pack_descs(desc).items()}
-        more = {**shared, **packs, "lse": lse, "dout": torch.ones_like(out)}
-        grad_q, delta = run_guarded(by_queries, **more, out=out, dlse=torch.ones_like(lse), block_indices=given)
-        blocks = -(-TOKENS // spec.block_size)
-        starts, listing = inverse_index(given, block=spec.block_size, blocks=blocks, q_start=0, causal=True)
-        results += [grad_q, delta, *run_guarded(by_keys, **more, delta=delta, starts=starts, listing=listing)]
+        more = {**packs, "lse": lse, "out": out, "dout": torch.ones_like(out), "dlse": torch.ones_like(lse)}
+        grad_q, parts_k, parts_v = run_guarded(by_runs, **shared, **more, block_indices=given)
+        results += [grad_q, *run_guarded(by_sums, **shared, parts_k=parts_k, parts_v=parts_v)]
         found[label] = results
     for one, other in zip(found["wild"], found["clean"], strict=True):
         assert not bool(one.isnan().any())

@@ -39,9 +39,7 @@ def problem_of(forward: KernelDesc, part: str) -> Problem:
     return Problem(desc=parts[part], forward=forward, sizes=SIZES, checks=CHECKS)
 
 
-PROBLEMS = [
-    problem_of(*pair) for pair in ((STREAM, "forward"), (STREAM, "queries"), (STREAM, "keys"), (GATHER, "keys"))
-]
+PROBLEMS = [problem_of(*pair) for pair in ((STREAM, "forward"), (STREAM, "runs"), (STREAM, "sums"), (GATHER, "runs"))]
 DEFAULTS = {p.desc: default_schedule(p.desc, TARGET) for p in PROBLEMS}
 KERNELS = [desc for p in PROBLEMS for desc, _ in prerequisites(p, TARGET, DEFAULTS[p.desc])]
 OTHER = CpuSchedule(query_lanes=32, key_tile=32, register_rows=2, register_vectors=1)

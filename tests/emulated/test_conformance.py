@@ -101,7 +101,7 @@ def test_values_and_gradients_agree_with_float64(on, case, arch):
             else:
                 compare(desc, sizes, values)
         ran = {launch.desc for launch in emulation.launches}
-        assert ran == {desc, *(backward_descs(desc) if has_backward(desc) else ())}
+        assert ran == {desc, *(backward_descs(desc, "cuda") if has_backward(desc) else ())}
 
 
 def compare(desc, sizes, values):

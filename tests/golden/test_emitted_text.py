@@ -70,7 +70,7 @@ UNREAD = (
         "gather_attention", "float32", reach="causal", source="packed", group=2, dk=16, dv=16, block=16, n=3
     ),
     KernelDesc.of(
-        "gather_attention", "float32", direction="bwd", part="queries", reach="causal", group=2, dk=16, dv=16, block=16,
+        "gather_attention", "float32", direction="bwd", part="runs", reach="causal", group=2, dk=16, dv=16, block=16,
         n=3,
     ),
 )  # fmt: skip

@@ -16,7 +16,9 @@ from nsa_codegen.index_sets import complete, window
 from nsa_codegen.schedule import CpuSchedule, GpuSchedule
 from nsa_codegen.selection import bucket_of, schedules_folder, select
 from nsa_codegen.target import TARGETS
-from nsa_codegen.tuning.replay import STATIC, changes, logs_folder, replay, verify_rows, write
+from nsa_codegen.tuning import records
+from nsa_codegen.tuning.records import logs_folder
+from nsa_codegen.tuning.replay import STATIC, changes, replay, verify_rows, write
 from nsa_codegen.tuning.space import default_schedule
 
 V4, H100 = TARGETS["x86_64_v4"], TARGETS["sm_90a"]
@@ -265,6 +267,33 @@ def test_the_committed_rows_are_those_of_the_committed_logs() -> None:
     assert verify_rows(schedules, logs) == []
     assert changes(found, schedules) == ""
     assert len(found.files) == len(list(schedules.glob("*/*.json")))
+
+
+def test_one_function_says_where_logs_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkout's, whatever the working directory; that of the working directory for an installed package."""
+    monkeypatch.chdir(tmp_path)
+    assert logs_folder() == Path(__file__).parents[2] / "tuning_logs"
+    installed = tmp_path / "site-packages" / "nsa_codegen" / "tuning" / "records.py"
+    monkeypatch.setattr(records, "__file__", str(installed))
+    assert logs_folder() == tmp_path / "tuning_logs"
+    (path,) = (write_log(tmp_path / "tuning_logs", "x86_64_v4", record(WINDOW, FAST, measured=0.5)),)
+    done = CliRunner().invoke(app, ["tune", "--report", str(tmp_path / "page")])
+    assert done.exit_code == 0, done.stderr
+    assert path.name in (tmp_path / "page" / "report.html").read_text()
+    code, out, _ = run("--schedules", tmp_path / "schedules")
+    assert code == 0 and "wrote stream_attention_fwd/x86_64_v4.json" in out
+
+
+def test_a_static_judge_must_beat_the_default_by_more(logs: Path) -> None:
+    """3 % are enough of a clock, and not of a model."""
+    gpu = KernelDesc.of("stream_attention", "bfloat16", visible=window(512), group=16, dk=192, dv=128)
+    better = GpuSchedule(rows=64, key_tile=32, stages=2)
+    static = [record(gpu, s, predicted=p, spill_bytes=0) for s, p in ((default_schedule(gpu, H100), 1.03), (better, 1))]
+    write_log(logs, "sm_90a", *static)
+    write_log(logs, "x86_64_v4", record(WINDOW, FAST, measured=1 / 1.03, width=0.001))
+    found = {d.arch: d for d in replay(logs).decisions}
+    assert found["sm_90a"].row is None and found["x86_64_v4"].row is not None
+    assert "predicted 1.030 times as fast as the default: not beyond 1.05" in found["sm_90a"].verdict.reason
 
 
 def test_descs_that_share_a_bucket_leave_one_row_the_greater_gain(logs: Path) -> None:

@@ -155,7 +155,7 @@ def test_a_call_of_few_queries_has_as_many_lanes_as_one_query_fills(group: int, 
     usual = CpuSchedule(query_lanes=64, key_tile=32)
     assert narrowed(usual, desc, V4) == CpuSchedule(query_lanes=lanes, key_tile=32)
     backward = KernelDesc.of(
-        "stream_attention", "float32", direction="bwd", visible=window(9), part="queries", group=group, dk=64, dv=64
+        "stream_attention", "float32", direction="bwd", visible=window(9), part="runs", group=group, dk=64, dv=64
     )
     assert narrowed(usual, backward, V4) == usual
     assert narrowed(CpuSchedule(query_lanes=16), desc, V4) == CpuSchedule(query_lanes=16)

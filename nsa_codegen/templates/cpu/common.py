@@ -137,6 +137,12 @@ def decode_task(task: Any, tiles: Any, kv_heads: Any, chunks: int, queries: int)
     return T.truncdiv(task, chunks * tiles * kv_heads), h, tile * queries, chunk
 
 
+def decode_run(task: Any, runs: Any, kv_heads: Any) -> tuple[Any, Any, Any]:
+    """Return batch row, key/value head, and run of queries of a task; later runs, which see more keys, come first."""
+    row = T.truncdiv(task, runs)
+    return T.truncdiv(row, kv_heads), T.truncmod(row, kv_heads), runs - 1 - T.truncmod(task, runs)
+
+
 @T.macro
 def mask_tail(s, rows, begin, end):
     """Set the scores [rows, keys] of keys begin .. end-1 to -inf."""

@@ -1,8 +1,8 @@
-"""Gathered attention, backward, in two parts that need no atomics: over queries (dq), and over blocks (dk, dv).
+"""Gathered attention, backward, in two parts that need no atomics: over runs of queries, and over what runs left.
 
-`queries` follows each query's list as the forward does and writes delta = sum_j p_j dp_j - dlse; the formulas are
-those of the streamed attention's backward. `keys` follows the inverse index, for each block the queries that list it
-in ascending order, so that a block's gradient is summed by one task and always in the same order.
+A query passes twice over its list, with the formulas and for the reasons of the streamed attention's backward: first
+for p and p * (dp - base), which it keeps, then for dq, and for dk and dv, which its run of queries sums in a place of
+its own. `sums` adds those of all runs, always in the same order.
 """
 
 from typing import Any
@@ -10,30 +10,39 @@ from typing import Any
 import tilelang.language as T
 
 from ...desc import KernelDesc
+from ...runs import reach_of
 from ...schedule import Schedule
 from ...target import Target
-from ...tiling import HEADS_PER_STEP, QUERIES_PER_TASK, RowTile, padded
-from .common import NEG_INF, STORAGE, call, decode_task, down, mask_tail, prelude, product, scalar, up
+from ...tiling import HEADS_PER_STEP, padded
+from .common import NEG_INF, STORAGE, call, decode_run, down, prelude, product, scalar, up
+from .run_sums import seen_by_run, sums_kernel
 
 
 def get_gather_attention_bwd_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any:
-    """Return the kernel for `desc` (`part`, `group`, `dk`, `dv`, `block`, `reach`, and `n` for queries)."""
-    return {"queries": queries_kernel, "keys": keys_kernel}[desc.word("part")](desc, schedule)
+    """Return the kernel for `desc` (`part`, `dk`, `dv`, `reach`, and `group`, `block`, `n` for runs)."""
+    if desc.word("part") == "sums":
+        return sums_kernel(desc, reach_of(desc))
+    return runs_kernel(desc, schedule)
 
 
-def queries_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
-    """Return the kernel q, k packed both ways, v by columns, list, out, lse, dout, dlse -> dq, delta."""
+def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
+    """Return the kernel q, k packed both ways, v by columns, list, out, lse, dout, dlse -> dq, dk and dv of each run.
+
+    Queries are kept scaled, in log2 units, and so is dk.
+    """
     dtype, group, dk, dv = desc.dtype, desc.size("group"), desc.size("dk"), desc.size("dv")
     block, n, causal = desc.size("block"), desc.size("n"), desc.word("reach") == "causal"
-    storage, width, columns = STORAGE[dtype], padded(block), padded(dk)
-    run, heads = QUERIES_PER_TASK, min(group, HEADS_PER_STEP)
+    storage, width, wide_k, wide_v = STORAGE[dtype], padded(block), padded(dk), padded(dv)
+    heads = min(group, HEADS_PER_STEP)
     chunks = -(-group // heads)
-    batch, tokens, kv_heads, blocks = (T.dynamic(x) for x in ("batch", "tokens", "kv_heads", "blocks"))
+    batch, tokens, kv_heads, blocks, runs, reach, workers = (
+        T.dynamic(x) for x in ("batch", "tokens", "kv_heads", "blocks", "runs", "reach", "workers")
+    )
 
     @T.macro
     def load_queries(q, out, lse, dout, dlse, q_up, do_up, logs, base, rest, b, t, h, chunk, scale):
-        call("fill", q_up.data, T.float32(0), heads * dk)
-        call("fill", do_up.data, T.float32(0), heads * dv)
+        call("fill", q_up.data, T.float32(0), heads * wide_k)
+        call("fill", do_up.data, T.float32(0), heads * wide_v)
         for g in T.serial(heads):
             logs[g] = -NEG_INF
             base[g] = 0.0
@@ -48,10 +57,10 @@ def queries_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                 logs[g] = scalar("log2_of", lse[b, t, h, chunk * heads + g])
 
     @T.prim_func
-    def gather_attention_queries(
+    def gather_attention_runs(
         q: T.Tensor((batch, tokens, kv_heads, group, dk), storage),
         k_columns: T.Tensor((batch, kv_heads, blocks, dk, width), "float32"),
-        k_rows: T.Tensor((batch, kv_heads, blocks, block, columns), "float32"),
+        k_rows: T.Tensor((batch, kv_heads, blocks, block, wide_k), "float32"),
         v_columns: T.Tensor((batch, kv_heads, blocks, dv, width), "float32"),
         block_indices: T.Tensor((batch, tokens, kv_heads, n), "int32"),
         out: T.Tensor((batch, tokens, kv_heads, group, dv), storage),
@@ -59,28 +68,32 @@ def queries_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
         dout: T.Tensor((batch, tokens, kv_heads, group, dv), storage),
         dlse: T.Tensor((batch, tokens, kv_heads, group), "float32"),
         dq: T.Tensor((batch, tokens, kv_heads, group, dk), storage),
-        delta: T.Tensor((batch, tokens, kv_heads, group), "float32"),
+        parts_k: T.Tensor((batch, kv_heads, runs, reach, wide_k), "float32"),
+        parts_v: T.Tensor((batch, kv_heads, runs, reach, wide_v), "float32"),
+        kept: T.Tensor((workers, 2, n, heads, width), "float32"),  # a query's p, and p * (dp - base)
         length: T.int32,
+        run: T.int32,
         q_start: T.int32,
         scale: T.float32,
+        worker: T.int32,
         task_lo: T.int32,
         task_hi: T.int32,
     ):
         with T.Kernel(1, prelude=prelude(n)) as _:
-            q_up = T.alloc_local((heads, dk), "float32")
-            do_up = T.alloc_local((heads, dv), "float32")
-            weighted = T.alloc_local((heads, columns), "float32")  # sum of p * (dp - base) * k
-            mean = T.alloc_local((heads, columns), "float32")  # sum of p * k
-            s = T.alloc_local((heads, width), "float32")
-            ds = T.alloc_local((heads, width), "float32")
+            q_up = T.alloc_local((heads, wide_k), "float32")
+            do_up = T.alloc_local((heads, wide_v), "float32")
+            dq_up = T.alloc_local((heads, wide_k), "float32")
             logs = T.alloc_local((heads,), "float32")
             base = T.alloc_local((heads,), "float32")
             rest = T.alloc_local((heads,), "float32")
             chosen = T.alloc_local((n,), "int32")
-            b, h, t0, end, count, j, seen = (T.alloc_var("int32") for _ in range(7))
+            b, h, index, to_key, end, count, j, seen = (T.alloc_var("int32") for _ in range(8))
             for task in T.serial(task_lo, task_hi):
-                b, h, t0, _ = decode_task(task, T.ceildiv(tokens, run), kv_heads, 1, run)
-                for t in T.serial(t0, T.min(t0 + run, tokens)):
+                b, h, index = decode_run(task, runs, kv_heads)
+                _, to_key = seen_by_run(reach_of(desc), index, run, q_start, tokens, length)
+                call("fill_rows", T.address_of(parts_k[b, h, index, 0, 0]), to_key, wide_k)
+                call("fill_rows", T.address_of(parts_v[b, h, index, 0, 0]), to_key, wide_v)
+                for t in T.serial(index * run, T.min((index + 1) * run, tokens)):
                     end = T.min(length, q_start + t + 1) if causal else length
                     count = T.call_extern(
                         "int32",
@@ -92,149 +105,54 @@ def queries_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                             *(q, out, lse, dout, dlse, q_up, do_up, logs, base, rest),
                             *(b, t, h, chunk, scale),
                         )
-                        call("fill", weighted.data, T.float32(0), heads * columns)
-                        call("fill", mean.data, T.float32(0), heads * columns)
+                        call("fill", dq_up.data, T.float32(0), heads * wide_k)
                         for x in T.serial(count):
                             j = chosen[x]
                             seen = T.min(block, end - j * block)
                             call(
                                 product(width, schedule, "ZERO"),
-                                *(s.data, width, q_up.data, dk, 1, T.address_of(k_columns[b, h, j, 0, 0])),
-                                *(heads, dk, s.data),
+                                *(T.address_of(kept[worker, 0, x, 0, 0]), width, q_up.data, wide_k, 1),
+                                *(T.address_of(k_columns[b, h, j, 0, 0]), heads, dk, q_up.data),
                             )
-                            mask_tail(s, heads, seen, width)
                             call(
                                 product(width, schedule, "ZERO"),
-                                *(ds.data, width, do_up.data, dv, 1, T.address_of(v_columns[b, h, j, 0, 0])),
-                                *(heads, dv, s.data),
+                                *(T.address_of(kept[worker, 1, x, 0, 0]), width, do_up.data, wide_v, 1),
+                                *(T.address_of(v_columns[b, h, j, 0, 0]), heads, dv, q_up.data),
                             )
                             for g in T.serial(heads):
-                                rest[g] = rest[g] + scalar(
-                                    "weigh_row", T.address_of(s[g, 0]), T.address_of(ds[g, 0]), width, logs[g], base[g]
-                                )
-                            for gathered, weights in ((weighted, ds), (mean, s)):
-                                call(
-                                    product(columns, schedule, "ADD"),
-                                    *(gathered.data, columns, weights.data, width, 1),
-                                    *(T.address_of(k_rows[b, h, j, 0, 0]), heads, seen, s.data),
-                                )
-                        for g in T.serial(T.min(heads, group - chunk * heads)):
-                            delta[b, t, h, chunk * heads + g] = base[g] + rest[g]
-                            for c in T.serial(dk):
-                                dq[b, t, h, chunk * heads + g, c] = down(
-                                    dtype, (weighted[g, c] - rest[g] * mean[g, c]) * scale
-                                )
-
-    return gather_attention_queries
-
-
-def keys_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
-    """Return the kernel q, packed k and v by columns, inverse index, lse, delta, dout -> dk, dv."""
-    dtype, group, dk, dv = desc.dtype, desc.size("group"), desc.size("dk"), desc.size("dv")
-    block, causal = desc.size("block"), desc.word("reach") == "causal"
-    storage, width = STORAGE[dtype], padded(block)
-    tile = RowTile.of(group, schedule.key_tile)
-    queries, heads, chunks, step = tile.queries, tile.heads, tile.chunks, tile.queries * tile.heads
-    batch, tokens, keys, kv_heads, blocks, entries = (
-        T.dynamic(x) for x in ("batch", "tokens", "keys", "kv_heads", "blocks", "entries")
-    )
-
-    @T.macro
-    def load_queries(q, dout, q_up, do_up, b, t, h, chunk, row):
-        """Copy the heads of query t into rows from `row` on; a head that is not there becomes 0."""
-        for g in T.serial(heads):
-            for c in T.serial(dk):
-                q_up[row + g, c] = 0.0
-            for c in T.serial(dv):
-                do_up[row + g, c] = 0.0
-            if chunk * heads + g < group:
-                for c in T.serial(dk):
-                    q_up[row + g, c] = up(dtype, q[b, t, h, chunk * heads + g, c])
-                for c in T.serial(dv):
-                    do_up[row + g, c] = up(dtype, dout[b, t, h, chunk * heads + g, c])
-
-    @T.prim_func
-    def gather_attention_keys(
-        q: T.Tensor((batch, tokens, kv_heads, group, dk), storage),
-        k_columns: T.Tensor((batch, kv_heads, blocks, dk, width), "float32"),
-        v_columns: T.Tensor((batch, kv_heads, blocks, dv, width), "float32"),
-        starts: T.Tensor((batch, kv_heads, blocks, 2), "int64"),
-        listing: T.Tensor((entries,), "int32"),
-        lse: T.Tensor((batch, tokens, kv_heads, group), "float32"),
-        delta: T.Tensor((batch, tokens, kv_heads, group), "float32"),
-        dout: T.Tensor((batch, tokens, kv_heads, group, dv), storage),
-        grad_k: T.Tensor((batch, keys, kv_heads, dk), storage),
-        grad_v: T.Tensor((batch, keys, kv_heads, dv), storage),
-        q_start: T.int32,
-        scale: T.float32,
-        task_lo: T.int32,
-        task_hi: T.int32,
-    ):
-        with T.Kernel(1, prelude=prelude()) as _:
-            k_t = T.alloc_local((dk, width), "float32")
-            dk_t = T.alloc_local((dk, width), "float32")
-            dv_t = T.alloc_local((dv, width), "float32")
-            part = T.alloc_local((max(dk, dv), width), "float32")  # one tile's sum: shorter sums round less
-            q_up = T.alloc_local((step, dk), "float32")
-            do_up = T.alloc_local((step, dv), "float32")
-            s = T.alloc_local((step, width), "float32")
-            ds = T.alloc_local((step, width), "float32")
-            b, h, j, t, rows, seen = (T.alloc_var("int32") for _ in range(6))
-            begin, end = T.alloc_var("int64"), T.alloc_var("int64")
-            for task in T.serial(task_lo, task_hi):
-                b, h, j, _ = decode_task(task, blocks, kv_heads, 1, 1)
-                begin = starts[b, h, j, 0]
-                end = starts[b, h, j, 1]
-                call("copy", k_t.data, T.address_of(k_columns[b, h, j, 0, 0]), dk * width)
-                call("scale_row", k_t.data, scalar("log2_units", scale), dk * width)
-                call("fill", dk_t.data, T.float32(0), dk * width)
-                call("fill", dv_t.data, T.float32(0), dv * width)
-                for chunk in T.serial(chunks):
-                    for i in T.serial(T.ceildiv(end - begin, queries)):
-                        rows = T.Cast("int32", T.min(T.int64(queries), end - begin - i * queries)) * heads
-                        for x in T.serial(T.truncdiv(rows, heads)):
-                            load_queries(q, dout, q_up, do_up, b, listing[begin + i * queries + x], h, chunk, x * heads)
-                        call(
-                            product(width, schedule, "ZERO"),
-                            *(s.data, width, q_up.data, dk, 1, k_t.data, rows, dk, s.data),
-                        )
-                        call(
-                            product(width, schedule, "ZERO"),
-                            *(ds.data, width, do_up.data, dv, 1, T.address_of(v_columns[b, h, j, 0, 0])),
-                            *(rows, dv, s.data),
-                        )
-                        for x in T.serial(T.truncdiv(rows, heads)):
-                            t = listing[begin + i * queries + x]
-                            seen = T.min(block, keys - j * block)
-                            if causal:
-                                seen = T.min(seen, q_start + t + 1 - j * block)
-                            for g in T.serial(heads):
                                 for lane in T.serial(seen, width):
-                                    s[x * heads + g, lane] = NEG_INF
-                                if chunk * heads + g < group:
-                                    call(
-                                        "softmax_backward_row",
-                                        *(T.address_of(s[x * heads + g, 0]), T.address_of(ds[x * heads + g, 0])),
-                                        *(width, scalar("log2_of", lse[b, t, h, chunk * heads + g])),
-                                        delta[b, t, h, chunk * heads + g],
-                                    )
-                                else:
-                                    call("fill", T.address_of(s[x * heads + g, 0]), T.float32(0), width)
-                                    call("fill", T.address_of(ds[x * heads + g, 0]), T.float32(0), width)
-                        call(
-                            product(width, schedule, "ZERO"),
-                            *(part.data, width, do_up.data, 1, dv, s.data, dv, rows, s.data),
-                        )
-                        call("add_row<nsa::f32>", dv_t.data, part.data, dv * width)
-                        call(
-                            product(width, schedule, "ZERO"),
-                            *(part.data, width, q_up.data, 1, dk, ds.data, dk, rows, s.data),
-                        )
-                        call("add_row<nsa::f32>", dk_t.data, part.data, dk * width)
-                for lane in T.serial(T.min(block, keys - j * block)):
-                    for c in T.serial(dk):
-                        grad_k[b, j * block + lane, h, c] = down(dtype, dk_t[c, lane] * scale)
-                    for c in T.serial(dv):
-                        grad_v[b, j * block + lane, h, c] = down(dtype, dv_t[c, lane])
+                                    kept[worker, 0, x, g, lane] = NEG_INF
+                                rest[g] = rest[g] + scalar(
+                                    "weigh_row",
+                                    *(T.address_of(kept[worker, 0, x, g, 0]), T.address_of(kept[worker, 1, x, g, 0])),
+                                    *(width, logs[g], base[g]),
+                                )
+                        for x in T.serial(count):
+                            j = chosen[x]
+                            seen = T.min(block, end - j * block)
+                            for g in T.serial(heads):
+                                call(
+                                    "axpy<nsa::f32>",
+                                    *(T.address_of(kept[worker, 1, x, g, 0]), T.address_of(kept[worker, 0, x, g, 0])),
+                                    *(-rest[g], width),
+                                )
+                            call(
+                                product(wide_k, schedule, "SUM"),
+                                *(dq_up.data, wide_k, T.address_of(kept[worker, 1, x, 0, 0]), width, 1),
+                                *(T.address_of(k_rows[b, h, j, 0, 0]), heads, seen, q_up.data),
+                            )
+                            call(
+                                product(wide_k, schedule, "SUM"),
+                                *(T.address_of(parts_k[b, h, index, j * block, 0]), wide_k),
+                                *(T.address_of(kept[worker, 1, x, 0, 0]), 1, width, q_up.data, seen, heads, q_up.data),
+                            )
+                            call(
+                                product(wide_v, schedule, "SUM"),
+                                *(T.address_of(parts_v[b, h, index, j * block, 0]), wide_v),
+                                *(T.address_of(kept[worker, 0, x, 0, 0]), 1, width, do_up.data, seen, heads, q_up.data),
+                            )
+                        for g in T.serial(T.min(heads, group - chunk * heads)):
+                            for c in T.serial(dk):
+                                dq[b, t, h, chunk * heads + g, c] = down(dtype, dq_up[g, c] * scale)
 
-    return gather_attention_keys
+    return gather_attention_runs

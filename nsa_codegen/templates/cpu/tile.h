@@ -153,6 +153,14 @@ NSA_INLINE void up_rows(float *dst, int ld, const typename T::raw *src, int64_t 
   memset(dst + rows * ld, 0, sizeof(float) * (padded - rows) * ld);
 }
 
+// dst[r * stride ...] = T(factor * src[r * ld ...]) for r < rows, `width` elements each.
+template <typename T>
+NSA_INLINE void down_rows(typename T::raw *dst, int64_t stride, const float *src, int ld, int rows, int width, float factor) {
+  for (int r = 0; r < rows; r++)
+    for (int c = 0; c < width; c++)
+      dst[r * stride + c] = T::down(factor * src[r * ld + c]);
+}
+
 // acc[i] += float(src[i]) for i < n.
 template <typename T> NSA_INLINE void add_row(float *acc, const typename T::raw *src, int n) {
   for (int i = 0; i < n; i++)
@@ -185,7 +193,7 @@ template <typename T> NSA_INLINE void axpy(float *acc, const typename T::raw *sr
     acc[i] += weight * T::up(src[i]);
 }
 
-enum { ZERO = 0, ADD = 1, RESCALE = 2 };
+enum { ZERO = 0, ADD = 1, RESCALE = 2, SUM = 3 };
 
 // One register tile of R rows by V vectors: C[r][:] = start + sum_k A[r * a_row + k * a_depth] * B[k][:].
 template <int R, int V, int START>
@@ -193,7 +201,7 @@ NSA_INLINE void product_tile(float *C, int ldc, const float *A, int64_t a_row, i
                              int depth, const float *alpha) {
   vf acc[R][V];
   NSA_UNROLL for (int r = 0; r < R; r++) NSA_UNROLL for (int v = 0; v < V; v++) {
-    acc[r][v] = START == ZERO ? vf{} : load(C + r * ldc + v * W);
+    acc[r][v] = START == ZERO || START == SUM ? vf{} : load(C + r * ldc + v * W);
     if (START == RESCALE)
       acc[r][v] *= load(alpha + v * W);
   }
@@ -205,8 +213,10 @@ NSA_INLINE void product_tile(float *C, int ldc, const float *A, int64_t a_row, i
       NSA_UNROLL for (int v = 0; v < V; v++) acc[r][v] += a * b[v];
     }
   }
-  NSA_UNROLL for (int r = 0; r < R; r++) NSA_UNROLL for (int v = 0; v < V; v++)
-      store(C + r * ldc + v * W, acc[r][v]);
+  NSA_UNROLL for (int r = 0; r < R; r++) NSA_UNROLL for (int v = 0; v < V; v++) {
+    float *c = C + r * ldc + v * W;
+    store(c, START == SUM ? load(c) + acc[r][v] : acc[r][v]);
+  }
 }
 
 template <int R, int V, int START>
@@ -221,17 +231,16 @@ NSA_INLINE void product_rows(float *C, int ldc, const float *A, int64_t a_row, i
 }
 
 // C[rows][LANES] = start + A[rows][depth] * B[depth][LANES]; A element (r, k) is A[r * a_row + k * a_depth].
-// START: ZERO, ADD (to C), RESCALE (to C times alpha per lane). Sums run over k in order, whatever the tile.
-template <int LANES, int R, int V, int START>
+// START: ZERO, ADD (to C), RESCALE (to C times alpha per lane), SUM (added to C at the end: a long sum of short ones
+// rounds less). Sums run over k in order, whatever the tile; lanes that fill no tile take one that is higher and narrower.
+template <int LANES, int R, int V, int START, int FROM = 0>
 NSA_INLINE void product(float *C, int ldc, const float *A, int64_t a_row, int64_t a_depth, const float *B, int rows,
                         int depth, const float *alpha) {
-  constexpr int step = V * W;
-  int lane = 0;
-  for (; lane + step <= LANES; lane += step)
+  constexpr int step = V * W, past = FROM + (LANES - FROM) / step * step;
+  for (int lane = FROM; lane < past; lane += step)
     product_rows<R, V, START>(C + lane, ldc, A, a_row, a_depth, B + lane, LANES, rows, depth, alpha + lane);
-  if constexpr (LANES % step != 0 && V > 1)
-    for (; lane + W <= LANES; lane += W)
-      product_rows<2 * R, 1, START>(C + lane, ldc, A, a_row, a_depth, B + lane, LANES, rows, depth, alpha + lane);
+  if constexpr (past < LANES && V > 1)
+    product<LANES, 2 * R, V / 2, START, past>(C, ldc, A, a_row, a_depth, B, rows, depth, alpha);
 }
 
 // V vectors side by side of blocks that a list names: C[r][v] = sum_k A[r * a_row + k] * B[v][k * ldb].
@@ -384,15 +393,6 @@ NSA_INLINE float weigh_row(float *S, float *dp, int n, float lse, float delta) {
   return total(sums);
 }
 
-// For a row of n keys of one query: S becomes the weights p, and dp the gradient of the scores, p * (dp - delta).
-NSA_INLINE void softmax_backward_row(float *S, float *dp, int n, float lse, float delta) {
-  for (int i = 0; i < n; i += W) {
-    vf p = exp2(load(S + i) - splat(lse));
-    store(S + i, p);
-    store(dp + i, p * (load(dp + i) - splat(delta)));
-  }
-}
-
 NSA_INLINE void scale_row(float *x, float factor, int n) {
   for (int i = 0; i < n; i++)
     x[i] *= factor;
@@ -519,11 +519,13 @@ NSA_INLINE void unpack_lanes(typename T::raw *dst, int64_t query, int64_t head, 
       dst[row_at<HEADS>(r, query, head) + c] = T::down(src[c * lanes + r] * factors[r]);
 }
 
-// x[c][r] -= factors[r] * y[c][r]: removes a multiple of y from each lane.
-NSA_INLINE void subtract_lanes(float *x, const float *y, const float *factors, int lanes, int width) {
-  for (int c = 0; c < width; c++)
-    for (int r = 0; r < lanes; r++)
-      x[c * lanes + r] -= factors[r] * y[c * lanes + r];
+// What `weigh` left, p * (dp - delta), gets the rest of delta: ds -= p * rest, a query in each lane.
+template <int LANES> NSA_INLINE void subtract_rest(float *ds, const float *p, int rows, const float *rest) {
+  for (int lane = 0; lane < LANES; lane += W) {
+    vf missing = load(rest + lane);
+    for (int j = 0; j < rows; j++)
+      store(ds + j * LANES + lane, load(ds + j * LANES + lane) - load(p + j * LANES + lane) * missing);
+  }
 }
 
 // x * Phi(x) with the exact error function.
@@ -557,6 +559,8 @@ NSA_INLINE void fill(float *p, float x, int n) {
   for (int i = 0; i < n; i++)
     p[i] = x;
 }
+
+NSA_INLINE void fill_rows(float *p, int rows, int width) { memset(p, 0, sizeof(float) * rows * width); }
 
 // Natural log-sum-exp from a maximum and a sum in log2 units; -inf for an empty row.
 NSA_INLINE float log_sum_exp(float top, float sum) {

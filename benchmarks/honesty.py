@@ -1,0 +1,116 @@
+"""How well the cost model ranks, from the committed logs of measured runs; nothing is measured or built here.
+
+    python benchmarks/honesty.py --write
+
+Times are those that the runs predicted and measured. A kernel's figures are Spearman's correlation of the two, and the
+measured time of the model's best over the measured best. `--write` keeps them, with medians and means by op and over
+all, in results/honesty.json, and draws results/honesty.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from nsa_codegen.tuning.honesty import rankings, summaries
+from nsa_codegen.tuning.records import DEVICE_FACTS, Log, logs_folder, read_log
+
+RESULTS = Path(__file__).parent / "results"
+ARCH = "x86_64_v4"
+COMMAND = "python benchmarks/honesty.py --write"
+DIGITS = 4
+
+
+def main() -> None:
+    """Print the figures, and keep them if that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--logs", type=Path, default=logs_folder() / ARCH, help="folder of logs")
+    parser.add_argument("--write", action="store_true", help="keep figures and picture")
+    options = parser.parse_args()
+    from nsa_codegen.cli.app import print_table
+
+    logs = measured_logs(options.logs)
+    result = figures(logs)
+    columns = ("name", "descs", "candidates", "spearman", "loss", "worst")
+    print_table("predicted against measured", [*result["ops"], result["all"]], columns)
+    if options.write:
+        (RESULTS / "honesty.json").write_text(json.dumps(result, indent=1) + "\n")
+        draw(logs, result).savefig(RESULTS / "honesty.png", dpi=120)
+        print(f"wrote honesty.json and honesty.png in {RESULTS}")
+
+
+def measured_logs(folder: Path) -> list[Log]:
+    """Return the logs below `folder` whose judge is the device, in the order of their paths."""
+    return [log for log in map(read_log, sorted(folder.rglob("*.jsonl"))) if log.meta.judge == "measured"]
+
+
+def figures(logs: Iterable[Log]) -> dict[str, Any]:
+    """Return command and machines, and the figures: of each kernel, of each op and direction, and over all.
+
+    Candidates are compared within one log. `spearman` of an op is the median of its kernels, None where all candidates
+    of each are predicted or measured alike; `loss` is the geometric mean, `worst` the greatest.
+    """
+    found = list(logs)
+    rows = [pair for log in found for pair in rankings(log.records)]
+    *ops, every = [_rounded(s.to_json()) for s in summaries(rows)]
+    return {
+        "command": COMMAND,
+        "times": "as the tuning runs predicted and measured them; finalists left out",
+        "machines": _machines(found),
+        "all": every,
+        "ops": ops,
+        "kernels": [_rounded({k: v for k, v in row.to_json().items() if k != "descs"}) for _, row in rows],
+    }
+
+
+def draw(logs: Iterable[Log], result: dict[str, Any]) -> Any:
+    """Return the picture: every candidate by measured and predicted time; one colour an op, hollow for a backward."""
+    from matplotlib.figure import Figure
+
+    from nsa_codegen.tuning.report_plots import marks, plain_logs
+
+    points: dict[str, list[tuple[float, float]]] = {}
+    for record in (r for log in logs for r in log.records):
+        if record.status == "ok" and record.stage == "search" and record.measured and record.predicted:
+            times = (1e3 * record.measured.median, 1e3 * record.predicted["seconds"])
+            points.setdefault(record.desc.kind, []).append(times)
+    by_name = {row["name"]: row for row in result["ops"]}
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    axes = figure.subplots()
+    for kind, own in sorted(points.items()):
+        ranked = by_name[kind]["spearman"] if kind in by_name else None
+        label = f"{kind}, " + ("not ranked" if ranked is None else f"Spearman {ranked:.2f}")
+        axes.plot(*zip(*own, strict=True), "o", markersize=5, alpha=0.6, label=label, **marks(kind))
+    ends = [min(min(p) for own in points.values() for p in own), max(max(p) for own in points.values() for p in own)]
+    axes.plot(ends, ends, color="black", linewidth=0.8, label="as predicted")
+    every = result["all"]
+    machines = ", ".join(f"{m['processor']}, {m['threads']} threads" for m in result["machines"])
+    plain_logs(axes, "x", "y")
+    lost = f"the model's best loses {100 * (every['loss'] - 1):.1f} %, at worst {100 * (every['worst'] - 1):.0f} %"
+    axes.set(
+        aspect="equal", xlabel="measured, ms", ylabel="predicted, ms",
+        title=f"{every['candidates']} candidates of {every['descs']} kernels on {machines}\n"
+        f"Spearman {every['spearman']:.2f}, median of kernels; {lost}",
+    )  # fmt: skip
+    axes.title.set_size(10)
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _machines(logs: Iterable[Log]) -> list[dict[str, Any]]:
+    """Return the devices and compilers that the logs are of, each once."""
+    facts = (*DEVICE_FACTS, "compiler", "os")
+    found = [{name: e[name] for name in facts if e.get(name) is not None} for e in (x.meta.environment for x in logs)]
+    return [one for i, one in enumerate(found) if one not in found[:i]]
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: round(value, DIGITS) if isinstance(value, float) else value for name, value in row.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,704 @@
+// compress_fwd(float32, dim=128, hidden=256, kernel=32, method=mlp, stride=16)
+// schedule query_lanes=64 key_tile=64 register_rows=4 register_vectors=4
+// target x86_64_v4 (cpu, 512-bit vectors, 32 registers)
+// emitted by TileLang 0.1.15
+#define NSA_MAX_SELECTED 1
+// Tile primitives under every CPU kernel: vectors of the machine's width, one register-tiled product,
+// exp2, the softmax steps, conversions of half types, and the top-k of a row of scores.
+// The width comes from NSA_VECTOR_BYTES, so that one emitted text serves AVX-512, AVX2 and Arm.
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#include <utility>
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+#ifndef NSA_VECTOR_BYTES
+#define NSA_VECTOR_BYTES 16
+#endif
+#define NSA_INLINE static inline __attribute__((always_inline))
+#define NSA_UNROLL _Pragma("GCC unroll 16")
+
+namespace nsa {
+
+constexpr int W = NSA_VECTOR_BYTES / 4;
+typedef float vf __attribute__((vector_size(NSA_VECTOR_BYTES)));
+typedef int32_t vi __attribute__((vector_size(NSA_VECTOR_BYTES)));
+typedef float vf_mem __attribute__((vector_size(NSA_VECTOR_BYTES), aligned(4), may_alias));
+
+NSA_INLINE vf load(const float *p) { return *(const vf_mem *)p; }
+NSA_INLINE void store(float *p, vf x) { *(vf_mem *)p = x; }
+NSA_INLINE vf splat(float x) { return x - vf{}; }
+NSA_INLINE vf select(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
+NSA_INLINE vf max(vf a, vf b) { return select(a > b, a, b); }
+
+template <int D, int... J> NSA_INLINE vf rotate(vf x, std::integer_sequence<int, J...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(x, x, (J ^ D)...);
+#else
+  return __builtin_shuffle(x, (vi){(J ^ D)...});
+#endif
+}
+
+// In every lane, what `both` makes of all lanes, halves first.
+template <typename F, int D = W / 2> NSA_INLINE vf fold(vf x, F both) {
+  x = both(x, rotate<D>(x, std::make_integer_sequence<int, W>()));
+  if constexpr (D > 1)
+    return fold<F, D / 2>(x, both);
+  return x;
+}
+
+NSA_INLINE float greatest(vf x) {
+  return fold(x, [](vf a, vf b) __attribute__((always_inline)) { return max(a, b); })[0];
+}
+NSA_INLINE float total(vf x) {
+  return fold(x, [](vf a, vf b) __attribute__((always_inline)) { return a + b; })[0];
+}
+
+// 2^x for x <= 0.5: exactly 1 at 0, exactly 0 below -126 and at -inf, NaN at NaN; relative error below 2e-7.
+NSA_INLINE vf exp2(vf x) {
+  const float magic = 12582912.0f; // 1.5 * 2^23: adding it rounds to an integer held in the low bits
+  vf shifted = x + magic;
+  vf f = x - (shifted - magic);
+  vf p = splat(1.5353361812956202e-4f);
+  p = p * f + 1.33988744454219e-3f;
+  p = p * f + 9.618437358305568e-3f;
+  p = p * f + 5.550332471026839e-2f;
+  p = p * f + 2.4022647913026839e-1f;
+  p = p * f + 6.931472028551282e-1f;
+  p = p * f + 1.0f;
+  vf scaled = (vf)((vi)p + ((vi)shifted << 23));
+  return select(x < -126.0f, vf{}, scaled);
+}
+
+struct f32 {
+  typedef float raw;
+  NSA_INLINE float up(raw x) { return x; }
+  NSA_INLINE raw down(float x) { return x; }
+};
+
+struct bf16 {
+  typedef uint16_t raw;
+  NSA_INLINE float up(raw x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float y;
+    memcpy(&y, &bits, 4);
+    return y;
+  }
+  NSA_INLINE raw down(float x) { // round to nearest, ties to even; NaN stays NaN
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    return (raw)(x == x ? rounded : 0x7fc0u);
+  }
+};
+
+struct f16 {
+  typedef uint16_t raw;
+  NSA_INLINE float up(raw x) {
+#if defined(__F16C__)
+    return _cvtsh_ss(x);
+#else
+    uint32_t magnitude = (uint32_t)(x & 0x7fffu) << 13, sign = (uint32_t)(x & 0x8000u) << 16;
+    float scaled, y;
+    memcpy(&scaled, &magnitude, 4);
+    scaled *= 5.192296858534828e33f; // 2^112 moves the exponent bias from 15 to 127, subnormals included
+    uint32_t bits;
+    memcpy(&bits, &scaled, 4);
+    bits = (x & 0x7c00u) == 0x7c00u ? magnitude | 0x7f800000u : bits;
+    bits |= sign;
+    memcpy(&y, &bits, 4);
+    return y;
+#endif
+  }
+  NSA_INLINE raw down(float x) {
+#if defined(__F16C__)
+    return (raw)_cvtss_sh(x, 0);
+#else
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    uint32_t sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u)
+      return (raw)(sign | 0x7e00u);
+    if (magnitude >= 0x477ff000u) // 65520 and above round to infinity
+      return (raw)(sign | 0x7c00u);
+    if (magnitude < 0x38800000u) { // subnormal: let the float adder round at 2^-24
+      float m;
+      memcpy(&m, &magnitude, 4);
+      m += 0.5f;
+      memcpy(&magnitude, &m, 4);
+      return (raw)(sign | (magnitude - 0x3f000000u));
+    }
+    uint32_t odd = (magnitude >> 13) & 1u;
+    return (raw)(sign | ((magnitude - 0x38000000u + 0xfffu + odd) >> 13));
+#endif
+  }
+};
+
+// dst[i] = float(src[i]) for i < n.
+template <typename T> NSA_INLINE void up_row(float *dst, const typename T::raw *src, int n) {
+  int i = 0;
+#if defined(__F16C__)
+  if (__is_same(T, f16))
+    for (; i + 8 <= n; i += 8)
+      _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)((const uint16_t *)src + i))));
+#endif
+  for (; i < n; i++)
+    dst[i] = T::up(src[i]);
+}
+
+// dst[r][0:width] = float(src[r * stride ...]) for r < rows; rows up to `padded` and columns up to `ld` become 0.
+template <typename T>
+NSA_INLINE void up_rows(float *dst, int ld, const typename T::raw *src, int64_t stride, int rows, int padded, int width) {
+  for (int r = 0; r < rows; r++) {
+    up_row<T>(dst + r * ld, src + r * stride, width);
+    for (int c = width; c < ld; c++)
+      dst[r * ld + c] = 0.0f;
+  }
+  memset(dst + rows * ld, 0, sizeof(float) * (padded - rows) * ld);
+}
+
+// dst[r * stride ...] = T(factor * src[r * ld ...]) for r < rows, `width` elements each.
+template <typename T>
+NSA_INLINE void down_rows(typename T::raw *dst, int64_t stride, const float *src, int ld, int rows, int width, float factor) {
+  for (int r = 0; r < rows; r++)
+    for (int c = 0; c < width; c++)
+      dst[r * stride + c] = T::down(factor * src[r * ld + c]);
+}
+
+// acc[i] += float(src[i]) for i < n.
+template <typename T> NSA_INLINE void add_row(float *acc, const typename T::raw *src, int n) {
+  for (int i = 0; i < n; i++)
+    acc[i] += T::up(src[i]);
+}
+
+// sum of a[i] * float(src[i]) for i < n, in W partial sums.
+template <typename T> NSA_INLINE float dot_row(const float *a, const typename T::raw *src, int n) {
+  float sums[W] = {}, sum = 0.0f;
+  int i = 0;
+  for (; i + W <= n; i += W)
+    for (int x = 0; x < W; x++)
+      sums[x] += a[i + x] * T::up(src[i + x]);
+  for (; i < n; i++)
+    sum += a[i] * T::up(src[i]);
+  for (int x = 0; x < W; x++)
+    sum += sums[x];
+  return sum;
+}
+
+// dst[i] = T(src[i] / by) for i < n.
+template <typename T> NSA_INLINE void divide_row(typename T::raw *dst, const float *src, int by, int n) {
+  for (int i = 0; i < n; i++)
+    dst[i] = T::down(src[i] / (float)by);
+}
+
+// acc[i] += weight * float(src[i]) for i < n.
+template <typename T> NSA_INLINE void axpy(float *acc, const typename T::raw *src, float weight, int n) {
+  for (int i = 0; i < n; i++)
+    acc[i] += weight * T::up(src[i]);
+}
+
+enum { ZERO = 0, ADD = 1, RESCALE = 2, SUM = 3 };
+
+// One register tile of R rows by V vectors: C[r][:] = start + sum_k A[r * a_row + k * a_depth] * B[k][:].
+template <int R, int V, int START>
+NSA_INLINE void product_tile(float *C, int ldc, const float *A, int64_t a_row, int64_t a_depth, const float *B, int ldb,
+                             int depth, const float *alpha) {
+  vf acc[R][V];
+  NSA_UNROLL for (int r = 0; r < R; r++) NSA_UNROLL for (int v = 0; v < V; v++) {
+    acc[r][v] = START == ZERO || START == SUM ? vf{} : load(C + r * ldc + v * W);
+    if (START == RESCALE)
+      acc[r][v] *= load(alpha + v * W);
+  }
+  for (int k = 0; k < depth; k++) {
+    vf b[V];
+    NSA_UNROLL for (int v = 0; v < V; v++) b[v] = load(B + (int64_t)k * ldb + v * W);
+    NSA_UNROLL for (int r = 0; r < R; r++) {
+      vf a = splat(A[r * a_row + k * a_depth]);
+      NSA_UNROLL for (int v = 0; v < V; v++) acc[r][v] += a * b[v];
+    }
+  }
+  NSA_UNROLL for (int r = 0; r < R; r++) NSA_UNROLL for (int v = 0; v < V; v++) {
+    float *c = C + r * ldc + v * W;
+    store(c, START == SUM ? load(c) + acc[r][v] : acc[r][v]);
+  }
+}
+
+template <int R, int V, int START>
+NSA_INLINE void product_rows(float *C, int ldc, const float *A, int64_t a_row, int64_t a_depth, const float *B, int ldb,
+                             int rows, int depth, const float *alpha) {
+  int r = 0;
+  for (; r + R <= rows; r += R)
+    product_tile<R, V, START>(C + r * ldc, ldc, A + r * a_row, a_row, a_depth, B, ldb, depth, alpha);
+  if constexpr (R > 1)
+    if (r < rows)
+      product_rows<R / 2, V, START>(C + r * ldc, ldc, A + r * a_row, a_row, a_depth, B, ldb, rows - r, depth, alpha);
+}
+
+// C[rows][LANES] = start + A[rows][depth] * B[depth][LANES]; A element (r, k) is A[r * a_row + k * a_depth].
+// START: ZERO, ADD (to C), RESCALE (to C times alpha per lane), SUM (added to C at the end: a long sum of short ones
+// rounds less). Sums run over k in order, whatever the tile; lanes that fill no tile take one that is higher and narrower.
+template <int LANES, int R, int V, int START, int FROM = 0>
+NSA_INLINE void product(float *C, int ldc, const float *A, int64_t a_row, int64_t a_depth, const float *B, int rows,
+                        int depth, const float *alpha) {
+  constexpr int step = V * W, past = FROM + (LANES - FROM) / step * step;
+  for (int lane = FROM; lane < past; lane += step)
+    product_rows<R, V, START>(C + lane, ldc, A, a_row, a_depth, B + lane, LANES, rows, depth, alpha + lane);
+  if constexpr (past < LANES && V > 1)
+    product<LANES, 2 * R, V / 2, START, past>(C, ldc, A, a_row, a_depth, B, rows, depth, alpha);
+}
+
+// V vectors side by side of blocks that a list names: C[r][v] = sum_k A[r * a_row + k] * B[v][k * ldb].
+template <int R, int V>
+NSA_INLINE void listed_tile(float *C, int ldc, const float *A, int64_t a_row, const float *const *B, int ldb, int depth) {
+  vf acc[R][V] = {};
+  for (int k = 0; k < depth; k++) {
+    vf b[V];
+    NSA_UNROLL for (int v = 0; v < V; v++) b[v] = load(B[v] + k * ldb);
+    NSA_UNROLL for (int r = 0; r < R; r++) {
+      vf a = splat(A[r * a_row + k]);
+      NSA_UNROLL for (int v = 0; v < V; v++) acc[r][v] += a * b[v];
+    }
+  }
+  NSA_UNROLL for (int r = 0; r < R; r++) NSA_UNROLL for (int v = 0; v < V; v++)
+      store(C + r * ldc + v * W, acc[r][v]);
+}
+
+template <int WIDTH, int R, int V>
+NSA_INLINE void listed_columns(float *C, int ldc, const float *A, int64_t a_row, const float *B, int64_t stride,
+                               const int32_t *list, int done, int count, int depth) {
+  constexpr int per = WIDTH / W;
+  for (; done + V <= count * per; done += V) {
+    const float *at[V];
+    NSA_UNROLL for (int v = 0; v < V; v++) at[v] = B + list[(done + v) / per] * stride + (done + v) % per * W;
+    listed_tile<R, V>(C + done * W, ldc, A, a_row, at, WIDTH, depth);
+  }
+  if constexpr (V > 1)
+    if (done < count * per)
+      listed_columns<WIDTH, R, V / 2>(C, ldc, A, a_row, B, stride, list, done, count, depth);
+}
+
+// C[rows][count * WIDTH] = A[rows][depth] * the blocks [depth][WIDTH] of B, `stride` apart, that list[0:count] names. Blocks
+// narrower than a register tile are taken together, so that few rows still fill it.
+template <int WIDTH, int R, int V>
+NSA_INLINE void product_listed(float *C, int ldc, const float *A, int64_t a_row, const float *B, int64_t stride,
+                               const int32_t *list, int count, int rows, int depth) {
+  int r = 0;
+  for (; r + R <= rows; r += R)
+    listed_columns<WIDTH, R, V>(C + r * ldc, ldc, A + r * a_row, a_row, B, stride, list, 0, count, depth);
+  if constexpr (R > 1)
+    if (r < rows)
+      product_listed<WIDTH, R / 2, V>(C + r * ldc, ldc, A + r * a_row, a_row, B, stride, list, count, rows - r, depth);
+}
+
+// C[LANES] += A[depth] * B[depth][LANES] for a single row, in several partial sums: one would wait for its own additions.
+template <int LANES> NSA_INLINE void product_row(float *C, const float *A, const float *B, int depth) {
+  constexpr int V = LANES / W < 8 ? LANES / W : 8, P = 8 / V;
+  for (int lane = 0; lane < LANES; lane += V * W) {
+    vf acc[P][V] = {};
+    int k = 0;
+    for (; k + P <= depth; k += P)
+      NSA_UNROLL for (int p = 0; p < P; p++) NSA_UNROLL for (int v = 0; v < V; v++)
+          acc[p][v] += splat(A[k + p]) * load(B + (int64_t)(k + p) * LANES + lane + v * W);
+    for (; k < depth; k++)
+      NSA_UNROLL for (int v = 0; v < V; v++) acc[0][v] += splat(A[k]) * load(B + (int64_t)k * LANES + lane + v * W);
+    NSA_UNROLL for (int v = 0; v < V; v++) {
+      vf sum = load(C + lane + v * W);
+      NSA_UNROLL for (int p = 0; p < P; p++) sum += acc[p][v];
+      store(C + lane + v * W, sum);
+    }
+  }
+}
+
+// Scores S[rows][LANES] of keys from j0 on become -inf outside all of the ranges lo[r][lane] <= key < hi[r][lane].
+template <int LANES, int RANGES>
+NSA_INLINE void mask_lanes(float *S, const int32_t *lo, const int32_t *hi, int j0, int rows) {
+  for (int lane = 0; lane < LANES; lane += W) {
+    vi from[RANGES], to[RANGES];
+    NSA_UNROLL for (int r = 0; r < RANGES; r++) {
+      memcpy(&from[r], lo + r * LANES + lane, sizeof(vi));
+      memcpy(&to[r], hi + r * LANES + lane, sizeof(vi));
+    }
+    for (int j = 0; j < rows; j++) {
+      vi key = vi{} + (j0 + j), seen = vi{};
+      NSA_UNROLL for (int r = 0; r < RANGES; r++) seen |= (from[r] <= key) & (key < to[r]);
+      float *s = S + j * LANES + lane;
+      store(s, select(seen, load(s), splat(-INFINITY)));
+    }
+  }
+}
+
+// One step of the running softmax over `rows` keys, a query in each lane. Turns scores (log2 units, -inf where
+// masked) into weights in place; m: running maximum, l: running sum, alpha: factor for what was summed before.
+template <int LANES> NSA_INLINE void softmax_step(float *S, int rows, float *m, float *l, float *alpha) {
+  for (int lane = 0; lane < LANES; lane += W) {
+    vf before = load(m + lane), top = before;
+    for (int j = 0; j < rows; j++)
+      top = max(load(S + j * LANES + lane), top);
+    vf safe = select(top == -INFINITY, vf{}, top), sum = vf{};
+    for (int j = 0; j < rows; j++) {
+      vf p = exp2(load(S + j * LANES + lane) - safe);
+      store(S + j * LANES + lane, p);
+      sum += p;
+    }
+    vf factor = exp2(before - safe);
+    store(alpha + lane, factor);
+    store(l + lane, load(l + lane) * factor + sum);
+    store(m + lane, top);
+  }
+}
+
+// The same step with a row of n keys per query (n a multiple of W): *m and *l are the query's running maximum and
+// sum; returns the factor for what was summed before.
+NSA_INLINE float softmax_row(float *s, int n, float *m, float *l) {
+  vf best = splat(-INFINITY), sums = vf{};
+  for (int i = 0; i < n; i += W)
+    best = max(load(s + i), best);
+  float before = *m, most = greatest(best), top = most > before ? most : before;
+  float safe = top == -INFINITY ? 0.0f : top;
+  for (int i = 0; i < n; i += W) {
+    vf p = exp2(load(s + i) - splat(safe));
+    store(s + i, p);
+    sums += p;
+  }
+  float factor = exp2(splat(before - safe))[0];
+  *l = *l * factor + total(sums);
+  *m = top;
+  return factor;
+}
+
+// lse in log2 units, such that 2^(score - it) is the weight; +inf, hence weight 0, for an empty row.
+NSA_INLINE float log2_of(float lse) { return lse == -INFINITY ? INFINITY : lse * 1.44269504088896341f; }
+
+// Backward of the softmax, a query in each lane: from scores S in log2 units to weights p = 2^(S - lse), and from dp,
+// the gradient of the weights, to p * (dp - delta), whose sum over the keys is added to rest: what delta lacks.
+template <int LANES>
+NSA_INLINE void weigh(float *S, float *dp, int rows, const float *lse, const float *delta, float *rest) {
+  for (int lane = 0; lane < LANES; lane += W) {
+    vf log_sum = load(lse + lane), mean = load(delta + lane), sum = vf{};
+    for (int j = 0; j < rows; j++) {
+      vf p = exp2(load(S + j * LANES + lane) - log_sum), weighted = p * (load(dp + j * LANES + lane) - mean);
+      store(S + j * LANES + lane, p);
+      store(dp + j * LANES + lane, weighted);
+      sum += weighted;
+    }
+    store(rest + lane, load(rest + lane) + sum);
+  }
+}
+
+// The same for a row of n keys of one query; returns the sum of p * (dp - delta).
+NSA_INLINE float weigh_row(float *S, float *dp, int n, float lse, float delta) {
+  vf sums = vf{};
+  for (int i = 0; i < n; i += W) {
+    vf p = exp2(load(S + i) - splat(lse)), weighted = p * (load(dp + i) - splat(delta));
+    store(S + i, p);
+    store(dp + i, weighted);
+    sums += weighted;
+  }
+  return total(sums);
+}
+
+NSA_INLINE void scale_row(float *x, float factor, int n) {
+  for (int i = 0; i < n; i++)
+    x[i] *= factor;
+}
+
+// One step of the block scores (paper eq. 9, 0-based): P holds weights of `rows` <= TOKENS compressed tokens per lane,
+// the first of them the first of a block; sums[b] = sum of P[x] over the (x, u), 0 <= u < OVERLAP, in block b, that is
+// (x + u) / PER_BLOCK == b. Blocks past the tile's own hold what spills over.
+template <int LANES, int TOKENS, int PER_BLOCK, int OVERLAP>
+NSA_INLINE void block_sums(float *sums, const float *P, int rows) {
+  constexpr int blocks = (TOKENS + OVERLAP - 2) / PER_BLOCK + 1;
+  for (int lane = 0; lane < LANES; lane += W) {
+    for (int b = 0; b < blocks; b++)
+      store(sums + b * LANES + lane, vf{});
+    for (int x = 0; x < rows; x++) {
+      vf p = load(P + x * LANES + lane);
+      NSA_UNROLL for (int u = 0; u < OVERLAP; u++) {
+        float *sum = sums + (x + u) / PER_BLOCK * LANES + lane;
+        store(sum, load(sum) + p);
+      }
+    }
+  }
+}
+
+// factor[lane] = 2^(factor[lane] - top[lane]): what turns weights kept relative to a former maximum into today's; 1 where
+// the maximum did not move.
+template <int LANES> NSA_INLINE void rescale(float *factor, const float *top) {
+  for (int lane = 0; lane < LANES; lane += W) {
+    vf now = load(top + lane);
+    store(factor + lane, exp2(load(factor + lane) - select(now == -INFINITY, vf{}, now)));
+  }
+}
+
+// Of W x W numbers in registers, exchanges the blocks of D x D off the diagonal: one of the steps of a transposition.
+template <int D, int... J> NSA_INLINE void exchange(vf &above, vf &below, std::integer_sequence<int, J...>) {
+#if defined(__clang__)
+  vf first = __builtin_shufflevector(above, below, (J & D ? W + J - D : J)...);
+  below = __builtin_shufflevector(above, below, (J & D ? W + J : J + D)...);
+#else
+  vf first = __builtin_shuffle(above, below, (vi){(J & D ? W + J - D : J)...});
+  below = __builtin_shuffle(above, below, (vi){(J & D ? W + J : J + D)...});
+#endif
+  above = first;
+}
+
+// Transposes W x W numbers in registers.
+template <int D = W / 2> NSA_INLINE void transpose(vf *rows) {
+  NSA_UNROLL for (int i = 0; i < W; i++) if (!(i & D))
+      exchange<D>(rows[i], rows[i + D], std::make_integer_sequence<int, W>());
+  if constexpr (D > 1)
+    transpose<D / 2>(rows);
+}
+
+template <typename T> NSA_INLINE vf load_up(const typename T::raw *p) {
+  if constexpr (sizeof(typename T::raw) == 4)
+    return load((const float *)p);
+  float x[W];
+  up_row<T>(x, p, W);
+  return load(x);
+}
+
+template <typename T> NSA_INLINE void store_down(typename T::raw *p, vf x) {
+  if constexpr (sizeof(typename T::raw) == 4)
+    return store((float *)p, x);
+  for (int i = 0; i < W; i++)
+    p[i] = T::down(x[i]);
+}
+
+// Rows of queries and heads, the heads of a query together: row r is at (r / HEADS) * query + (r % HEADS) * head.
+template <int HEADS> NSA_INLINE int64_t row_at(int r, int64_t query, int64_t head) {
+  return HEADS == 1 ? r * query : r / HEADS * query + r % HEADS * head;
+}
+
+// dst[c][r] = factor * float(row r of src)[c] for r < rows; lanes past `rows` become 0.
+template <typename T, int HEADS>
+NSA_INLINE void pack_lanes(float *dst, int lanes, const typename T::raw *src, int64_t query, int64_t head, int rows,
+                           int width, float factor) {
+  int r = 0;
+  for (; r + W <= rows; r += W) {
+    const typename T::raw *row[W];
+    NSA_UNROLL for (int i = 0; i < W; i++) row[i] = src + row_at<HEADS>(r + i, query, head);
+    int c = 0;
+    for (; c + W <= width; c += W) {
+      vf x[W];
+      NSA_UNROLL for (int i = 0; i < W; i++) x[i] = load_up<T>(row[i] + c);
+      transpose(x);
+      NSA_UNROLL for (int i = 0; i < W; i++) store(dst + (c + i) * lanes + r, x[i] * factor);
+    }
+    for (; c < width; c++)
+      for (int i = 0; i < W; i++)
+        dst[c * lanes + r + i] = T::up(row[i][c]) * factor;
+  }
+  for (; r < rows; r++)
+    for (int c = 0; c < width; c++)
+      dst[c * lanes + r] = T::up(src[row_at<HEADS>(r, query, head) + c]) * factor;
+  if (rows < lanes)
+    for (int c = 0; c < width; c++)
+      for (int i = rows; i < lanes; i++)
+        dst[c * lanes + i] = 0.0f;
+}
+
+// The way back: row r of dst [c] = factors[r] * src[c][r] for r < rows.
+template <typename T, int HEADS>
+NSA_INLINE void unpack_lanes(typename T::raw *dst, int64_t query, int64_t head, const float *src, int lanes, int rows,
+                             int width, const float *factors) {
+  int r = 0;
+  for (; r + W <= rows; r += W) {
+    vf factor = load(factors + r);
+    typename T::raw *row[W];
+    NSA_UNROLL for (int i = 0; i < W; i++) row[i] = dst + row_at<HEADS>(r + i, query, head);
+    int c = 0;
+    for (; c + W <= width; c += W) {
+      vf x[W];
+      NSA_UNROLL for (int i = 0; i < W; i++) x[i] = load(src + (c + i) * lanes + r) * factor;
+      transpose(x);
+      NSA_UNROLL for (int i = 0; i < W; i++) store_down<T>(row[i] + c, x[i]);
+    }
+    for (; c < width; c++)
+      for (int i = 0; i < W; i++)
+        row[i][c] = T::down(src[c * lanes + r + i] * factor[i]);
+  }
+  for (; r < rows; r++)
+    for (int c = 0; c < width; c++)
+      dst[row_at<HEADS>(r, query, head) + c] = T::down(src[c * lanes + r] * factors[r]);
+}
+
+// What `weigh` left, p * (dp - delta), gets the rest of delta: ds -= p * rest, a query in each lane.
+template <int LANES> NSA_INLINE void subtract_rest(float *ds, const float *p, int rows, const float *rest) {
+  for (int lane = 0; lane < LANES; lane += W) {
+    vf missing = load(rest + lane);
+    for (int j = 0; j < rows; j++)
+      store(ds + j * LANES + lane, load(ds + j * LANES + lane) - load(p + j * LANES + lane) * missing);
+  }
+}
+
+// x * Phi(x) with the exact error function.
+NSA_INLINE void gelu(float *x, int n) {
+  for (int i = 0; i < n; i++)
+    x[i] = 0.5f * x[i] * (1.0f + erff(x[i] * 0.70710678118654752f));
+}
+
+// From x, before the gelu, and dy, the gradient after it: dy becomes the gradient before it, and x the gelu's value.
+NSA_INLINE void gelu_backward(float *x, float *dy, int n) {
+  for (int i = 0; i < n; i++) {
+    float below = 0.5f * (1.0f + erff(x[i] * 0.70710678118654752f));
+    float density = 0.39894228040143268f * expf(-0.5f * x[i] * x[i]);
+    dy[i] *= below + x[i] * density;
+    x[i] *= below;
+  }
+}
+
+// acc[i] += w[i] * float(src[i]) for i < n.
+template <typename T> NSA_INLINE void multiply_add(float *acc, const typename T::raw *src, const float *w, int n) {
+  for (int i = 0; i < n; i++)
+    acc[i] += w[i] * T::up(src[i]);
+}
+
+// The scale that turns dot products into scores in log2 units.
+NSA_INLINE float log2_units(float scale) { return scale * 1.44269504088896341f; }
+
+NSA_INLINE void copy(float *dst, const float *src, int n) { memcpy(dst, src, sizeof(float) * n); }
+
+NSA_INLINE void fill(float *p, float x, int n) {
+  for (int i = 0; i < n; i++)
+    p[i] = x;
+}
+
+NSA_INLINE void fill_rows(float *p, int rows, int width) { memset(p, 0, sizeof(float) * rows * width); }
+
+// Natural log-sum-exp from a maximum and a sum in log2 units; -inf for an empty row.
+NSA_INLINE float log_sum_exp(float top, float sum) {
+  return sum == 0.0f ? -INFINITY : (top + log2f(sum)) * 0.69314718055994531f;
+}
+
+// 1 / sum, and 0 for an empty row, so that its output is exactly 0.
+NSA_INLINE float inverse(float sum) { return sum == 0.0f ? 0.0f : 1.0f / sum; }
+
+// Blocks of the query whose own block is `current`: the `local` ones up to it and the `initial` first are forced,
+// the rest of the `n` are those of highest score, ties to the lower index. Ascending; -1 fills the tail.
+NSA_INLINE void select_top(int32_t *out, const float *scores, int current, int n, int initial, int local) {
+  float value[NSA_MAX_SELECTED];
+  int32_t index[NSA_MAX_SELECTED];
+  int first_local = current - local + 1 > 0 ? current - local + 1 : 0;
+  int first_free = initial < first_local ? initial : first_local;
+  int room = n - (current - first_local + 1) - first_free, kept = 0;
+  if (first_local - first_free <= room) { // there is room for all
+    for (int j = 0; j < n; j++)
+      out[j] = j <= current ? j : -1;
+    return;
+  }
+  for (int j = first_free; j < first_local && room > 0; j++) {
+    float s = scores[j] == scores[j] ? scores[j] : -INFINITY; // NaN ranks last
+    if (kept == room && !(s > value[kept - 1]))
+      continue;
+    int at = kept < room ? kept++ : kept - 1;
+    for (; at > 0 && (s > value[at - 1]); at--) {
+      value[at] = value[at - 1];
+      index[at] = index[at - 1];
+    }
+    value[at] = s;
+    index[at] = j;
+  }
+  for (int a = 1; a < kept; a++) { // back to ascending block order
+    int32_t x = index[a];
+    int b = a;
+    for (; b > 0 && index[b - 1] > x; b--)
+      index[b] = index[b - 1];
+    index[b] = x;
+  }
+  int filled = 0;
+  for (int j = 0; j < first_free; j++)
+    out[filled++] = j;
+  for (int a = 0; a < kept; a++)
+    out[filled++] = index[a];
+  for (int j = first_local; j <= current; j++)
+    out[filled++] = j;
+  for (; filled < n; filled++)
+    out[filled] = -1;
+}
+
+// The distinct blocks of list[0:n] that are in 0 .. limit-1, in the order of first appearance; returns how many.
+NSA_INLINE int32_t distinct_blocks(int32_t *out, const int32_t *list, int n, int limit) {
+  int kept = 0;
+  for (int i = 0; i < n; i++) {
+    int32_t block = list[i];
+    bool fresh = block >= 0 && block < limit;
+    for (int j = 0; j < kept && fresh; j++)
+      fresh = out[j] != block;
+    if (fresh)
+      out[kept++] = block;
+  }
+  return kept;
+}
+
+} // namespace nsa
+
+static int32_t compress_kernel(float* b1, float* b2, float* out, float* position, float* w1, float* w2, float* x, int32_t keys, int32_t kv_heads, int32_t task_hi, int32_t task_lo, int32_t windows) {
+  int32_t b[1];
+  int32_t h[1];
+  int32_t i0[1];
+  int32_t count[1];
+  float inner[16384];
+  float x_t[8192];
+  float part[16384];
+  float outer[8192];
+  for (int32_t task = task_lo; task < task_hi; ++task) {
+    b[0] = (task / (((windows + 63) >> 6) * kv_heads));
+    h[0] = ((task / ((windows + 63) >> 6)) % kv_heads);
+    i0[0] = ((task % ((windows + 63) >> 6)) * 64);
+    int32_t v_ = windows - i0[0];
+    count[0] = ((64) < (v_) ? (64) : (v_));
+    for (int32_t e = 0; e < 256; ++e) {
+      nsa::fill((&(inner[(e * 64)])), b1[e], 64);
+    }
+    nsa::fill(x_t, 0.000000e+00f, 8192);
+    for (int32_t u = 0; u < 32; ++u) {
+      for (int32_t lane = 0; lane < count[0]; ++lane) {
+        for (int32_t c = 0; c < 128; ++c) {
+          x_t[((((int64_t)c) * (int64_t)64) + ((int64_t)lane))] = (x[((((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)128) + (((((((int64_t)i0[(int64_t)0]) * (int64_t)16) + (((int64_t)lane) * (int64_t)16)) + ((int64_t)u)) * ((int64_t)kv_heads)) * (int64_t)128)) + (((int64_t)h[(int64_t)0]) * (int64_t)128)) + ((int64_t)c))] + position[((u * 128) + c)]);
+        }
+      }
+      nsa::product<64, 4, 4, nsa::ZERO>(part, 64, (&(w1[(u * 128)])), 4096, 1, x_t, 256, 128, x_t);
+      nsa::add_row<nsa::f32>(inner, part, 16384);
+    }
+    nsa::gelu(inner, 16384);
+    for (int32_t c_1 = 0; c_1 < 128; ++c_1) {
+      nsa::fill((&(outer[(c_1 * 64)])), b2[c_1], 64);
+    }
+    nsa::product<64, 4, 4, nsa::ADD>(outer, 64, w2, 256, 1, inner, 128, 256, outer);
+    for (int32_t lane_1 = 0; lane_1 < count[0]; ++lane_1) {
+      for (int32_t c_2 = 0; c_2 < 128; ++c_2) {
+        out[((((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)windows)) * (int64_t)128) + (((((int64_t)i0[(int64_t)0]) + ((int64_t)lane_1)) * ((int64_t)kv_heads)) * (int64_t)128)) + (((int64_t)h[(int64_t)0]) * (int64_t)128)) + ((int64_t)c_2))] = outer[((((int64_t)c_2) * (int64_t)64) + ((int64_t)lane_1))];
+      }
+    }
+  }
+  return 0;
+}
+
+// Entry: independent tasks over the threads of the pool; the rest is what the tasks read and write.
+typedef int32_t (*nsa_task_fn)(void *context, int32_t lo, int32_t hi, int32_t worker);
+typedef int32_t (*nsa_parallel_fn)(nsa_task_fn task, void *context, int32_t tasks, int32_t threads);
+namespace {
+struct nsa_context {
+  float* b1;
+  float* b2;
+  float* out;
+  float* position;
+  float* w1;
+  float* w2;
+  float* x;
+  int32_t keys;
+  int32_t kv_heads;
+  int32_t windows;
+};
+int32_t nsa_task(void *context, int32_t task_lo, int32_t task_hi, int32_t worker) {
+  const nsa_context &a = *(const nsa_context *)context;
+  (void)worker;
+  return compress_kernel(a.b1, a.b2, a.out, a.position, a.w1, a.w2, a.x, a.keys, a.kv_heads, task_hi, task_lo, a.windows);
+}
+} // namespace
+extern "C" int32_t nsa_compress(nsa_parallel_fn parallel, int32_t threads, int32_t tasks, float* b1, float* b2, float* out, float* position, float* w1, float* w2, float* x, int32_t keys, int32_t kv_heads, int32_t windows) {
+  nsa_context context = {b1, b2, out, position, w1, w2, x, keys, kv_heads, windows};
+  return parallel(nsa_task, &context, tasks, threads);
+}
