@@ -1,6 +1,6 @@
-"""Times cold and warm builds of all of a preset's kernels for GPUs that are not here: `python benchmarks/builds.py --write`.
+"""Times cold and warm builds of a preset's kernels for GPUs that are not here: `python benchmarks/builds.py --write`.
 
-Each target starts from an empty store, in a process of its own as a user starts it; the warm build follows, three times.
+Each target starts from an empty store, in a process of its own as a user starts it; three warm builds follow.
 """
 
 from __future__ import annotations

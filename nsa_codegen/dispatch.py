@@ -58,8 +58,19 @@ def kernel(desc: KernelDesc, *, few: bool = False) -> Kernel:
     if few:
         schedule = narrowed(schedule, desc, target)
     artifact = Artifact.load(desc, schedule, target)
+    _keep_freed_memory()
     names = tuple(a.name for a in artifact.entry.manifest.arguments)
     return Kernel(desc=desc, artifact=artifact, schedule=schedule, names=names)
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Have the C library keep freed memory for the next call, some dozen megabytes of it, instead of giving it back.
+
+    glibc maps large blocks anew each time, and the first touch of every page costs more than short kernels do. Once a
+    block was freed, it keeps blocks up to that size, 32 MB at most; so one is allocated here, and freed untouched.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8)
 
 
 @functools.cache

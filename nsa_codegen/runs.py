@@ -11,6 +11,7 @@ from .tiling import ceil_div
 
 KEYS_PER_TASK = 64  # keys whose gradients one task adds up from the runs of queries
 LEAST_RUN, MOST_RUNS = 64, 64  # queries of a run in a CPU's backward, and runs of a sequence
+ENOUGH_RUNS = 128  # runs of all batch rows and heads together
 LEAST_PARTS = 1 << 23  # numbers that the gradients of runs may always take; else as many as q and out have
 
 
@@ -32,18 +33,20 @@ class Runs:
 
     @classmethod
     @functools.lru_cache(maxsize=1024)
-    def of(cls, visible: RangeSet, *, tokens: int, keys: int, q_start: int, rows: int, room: int) -> Runs:
-        """Return as many runs as leave room for the gradients of all of them, up to `MOST_RUNS`.
+    def of(cls, visible: RangeSet, *, tokens: int, keys: int, q_start: int, rows: int, width: int, room: int) -> Runs:
+        """Return as many runs as leave room for the gradients of all of them, and no more than there is use for.
 
-        `rows` is how many numbers a key's gradients take in all batch rows and heads; `room` counts such numbers.
+        `rows` are batch rows times key/value heads, `width` is how many numbers the gradients of a key take, and `room`
+        how many those of all runs may.
         """
-        queries = LEAST_RUN * max(1, ceil_div(tokens, LEAST_RUN * MOST_RUNS))
+        most = max(1, min(MOST_RUNS, ENOUGH_RUNS // max(rows, 1)))
+        queries = LEAST_RUN * max(1, ceil_div(tokens, LEAST_RUN * most))
         while True:
             count = ceil_div(tokens, queries)
             firsts = range(q_start, q_start + tokens, queries)
             lasts = (min(first + queries, q_start + tokens) - 1 for first in firsts)
             reach = max((_reach(visible, *run, keys) for run in zip(firsts, lasts, strict=True)), default=0)
-            if count <= 1 or rows * count * reach <= max(LEAST_PARTS, room):
+            if count <= 1 or rows * width * count * reach <= max(LEAST_PARTS, room):
                 return cls(queries=queries, count=count, reach=reach)
             queries *= 2
 

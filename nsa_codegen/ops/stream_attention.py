@@ -104,8 +104,8 @@ def prepare_backward(
 def runs_of(visible: RangeSet, *, q: Tensor, k: Tensor, v: Tensor, q_start: int) -> Runs:
     """Return the runs of queries of a backward; what they leave takes half of what q and out do, or a little."""
     (batch, tokens, heads, dk), keys, kv_heads, dv = q.shape, k.shape[1], k.shape[2], v.shape[3]
-    rows, room = batch * kv_heads * (padded(dk) + padded(dv)), batch * tokens * heads * (dk + dv)
-    return Runs.of(visible, tokens=tokens, keys=keys, q_start=q_start, rows=rows, room=room)
+    width, room = padded(dk) + padded(dv), batch * tokens * heads * (dk + dv)
+    return Runs.of(visible, tokens=tokens, keys=keys, q_start=q_start, rows=batch * kv_heads, width=width, room=room)
 
 
 def run_parts(runs: Runs, *, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -125,7 +125,7 @@ def runs_at(desc: KernelDesc, sizes: Sizes, visible: RangeSet, *, group: int) ->
     dk, dv, heads = desc.size("dk"), desc.size("dv"), sizes.batch * sizes.kv_heads
     return Runs.of(
         visible, tokens=sizes.tokens, keys=sizes.keys, q_start=sizes.q_start,
-        rows=heads * (padded(dk) + padded(dv)), room=heads * sizes.tokens * group * (dk + dv),
+        rows=heads, width=padded(dk) + padded(dv), room=heads * sizes.tokens * group * (dk + dv),
     )  # fmt: skip
 
 

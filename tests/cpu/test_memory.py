@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from cases import kernels_of
 
@@ -20,6 +22,7 @@ SMALL = NSASpec.paper(
 KERNELS = [
     *kernels_of(PAPER.program(), torch.float32),
     *kernels_of(SMALL.program(), torch.float16),
+    *kernels_of(NSASpec.seed().program(), torch.float32),
 ]
 GIB = 1 << 30
 
@@ -114,3 +117,32 @@ def test_kf03_keys_past_2_to_the_31_elements(kernels: Path) -> None:
     """Elsewhere 32-bit offsets read another key, or crash. Both batch rows are read at the end of 4.3 GB of zeros."""
     (peak,) = run_python(FAR, kernels)
     assert peak < 2 * GIB
+
+
+FAULTS = """
+import resource, sys
+import torch
+from nsa_codegen import NSASpec, dispatch, functional
+if sys.argv[1] == "given back":
+    dispatch._keep_freed_memory = lambda: None
+torch.set_num_threads(1)
+q, k, v = (torch.rand(16, 256, 8, 32, requires_grad=True) for _ in range(3))
+
+def run():
+    functional.nsa_attention(q, k, v, torch.ones(3), NSASpec.seed(), impl="compiled").sum().backward()
+
+run(), run(), run()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+run(), run()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about the allocator of glibc")
+def test_calls_touch_few_fresh_pages() -> None:
+    faults = {}
+    for name in ("kept", "given back"):
+        done = subprocess.run([sys.executable, "-c", FAULTS, name], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        faults[name] = int(done.stdout)
+    assert 2 * faults["kept"] < faults["given back"]

@@ -62,19 +62,24 @@ def test_no_shipped_kernel_has_a_fault(preset: str, target: GpuTarget) -> None:
 
 
 def test_occupancy_is_what_the_schedule_predicted() -> None:
-    """Of kernels with products: the thread blocks that fit a multiprocessor, told without a compiler and with it."""
+    """Of kernels with products: the thread blocks that fit a multiprocessor, told without a compiler and with it.
+
+    Nearly always the same; else one block, or four warps of smaller blocks: registers are guessed by thread.
+    """
     apart: dict[str, int] = {}
     for target in CUDA:
         for preset in ("seed", "paper"):
             for name, (request, folder) in shipped(preset, target).items():
                 found = [x for x in launches(request.desc, request.schedule, target, SIZES) if x.products]
                 if found:
-                    compiled = stored_resources(folder).blocks_per_processor
+                    resources = stored_resources(folder)
+                    compiled, warps = resources.blocks_per_processor, resources.threads // target.warp
                     guessed = min(predicted_occupancy(x, target).blocks for x in found)
                     apart[f"{target.name} {preset} {name}"] = abs(compiled - guessed)
-                    assert guessed >= 1 and (abs(compiled - guessed) <= 1 or len(found) > 1), (target.name, name)
+                    near = abs(compiled - guessed) <= max(1, 4 // warps)
+                    assert guessed >= 1 and (near or len(found) > 1), (target.name, name)
     assert len(apart) >= 20 * len(CUDA)
-    assert sum(d == 0 for d in apart.values()) >= 0.8 * len(apart), {name: d for name, d in apart.items() if d}
+    assert sum(d == 0 for d in apart.values()) >= 0.85 * len(apart), {name: d for name, d in apart.items() if d}
 
 
 @pytest.mark.parametrize("target", CUDA, ids=str)
