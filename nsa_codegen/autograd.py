@@ -15,6 +15,7 @@ from . import dispatch
 from .desc import KernelDesc
 from .dispatch import NAMESPACE, define_op, dtype_name, fake_op, gather_desc, run, stream_desc
 from .errors import SecondDerivativeError
+from .index_sets import complete
 from .needed import backward_descs, backward_pack_descs, compress_desc
 
 _ops = torch.ops.nsa_codegen
@@ -177,6 +178,18 @@ def _stream_grads(ctx: Any, dout: Tensor, dlse: Tensor) -> Any:
     return *_ops.stream_attention_backward(*ctx.saved_tensors, dout, dlse, *ctx.options), None, None, None
 
 
+def _scored_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    q, k, v, *_, kernel, stride, ctx.scale, ctx.q_start = inputs
+    ctx.visible = complete(kernel, stride).text
+    ctx.mark_non_differentiable(output[2])
+    ctx.save_for_backward(q, k, v, *output[:2])
+
+
+def _scored_grads(ctx: Any, dout: Tensor, dlse: Tensor, _: Any) -> Any:
+    given = *ctx.saved_tensors, dout, dlse, ctx.visible, ctx.q_start, ctx.scale
+    return *_ops.stream_attention_backward(*given), *(None for _ in range(8))
+
+
 def _gather_grads(ctx: Any, dout: Tensor, dlse: Tensor) -> Any:
     grads = _ops.gather_attention_backward(*ctx.saved_tensors, dout, dlse, *ctx.options)
     return *grads, *(None for _ in range(5))
@@ -201,14 +214,13 @@ def _refuse(ctx: Any, *grads: Any) -> Any:
 
 
 def _register(name: str, setup: Any, backward: Any) -> None:
-    for op, context, formula in (
-        (name, setup, backward),
-        (f"{name}_backward", lambda ctx, inputs, output: None, _refuse),
-    ):
-        torch.library.register_autograd(f"{NAMESPACE}::{op}", formula, setup_context=context, lib=dispatch.LIBRARY)
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup, lib=dispatch.LIBRARY)
 
 
 _register("compress", _compress_setup, _compress_grads)
 _register("stream_attention", _attention_setup, _stream_grads)
+_register("scored_attention", _scored_setup, _scored_grads)
 _register("gather_attention", _attention_setup, _gather_grads)
 _register("combine", _combine_setup, _combine_grads)
+for _name in ("compress", "stream_attention", "gather_attention", "combine"):
+    _register(f"{_name}_backward", lambda ctx, inputs, output: None, _refuse)

@@ -15,6 +15,7 @@ from .index_sets import require_choice
 
 MAX_POSITION = 2**31 - 2**16  # positions, and sums with tile and window sizes, are 32-bit in the kernels
 HEAD_DIM_STEP = 16  # what matrix instructions of GPUs take at a time
+MAX_PATHS = 4
 IMPLS = ("auto", "compiled", "reference")
 _log = logging.getLogger("nsa_codegen")
 _logged: set[str] = set()
@@ -72,6 +73,18 @@ def require_key_dim(call: str, q: Tensor, k: Tensor, k_name: str = "k") -> None:
     """Raise `InputError` unless q and k have the same head dim."""
     if q.shape[3] != k.shape[3]:
         raise InputError(f"{call}: q has head dim {q.shape[3]} and {k_name} {k.shape[3]}; they must be equal")
+
+
+def require_gates(paths: int, lead: list[int], gates: Tensor, device: torch.device) -> None:
+    """Raise `InputError` unless there are 1 to 4 outputs [*lead, Dv] on `device`, and gates that fit them."""
+    if not 1 <= paths <= MAX_PATHS:
+        raise InputError(f"combine: {paths} outputs are given; 1 to {MAX_PATHS} are combined")
+    if list(gates.shape) not in ([paths], [*lead, paths]):
+        raise InputError(
+            f"combine: gates have shape {list(gates.shape)}; give [{paths}] or {[*lead, paths]}, one gate per path"
+        )
+    if not gates.is_floating_point() or gates.device != device:
+        raise InputError(f"combine: gates are {gates.dtype} on {gates.device}; give floating gates on {device}")
 
 
 def checked_start(call: str, q_start: int | None, q: Tensor, keys: int) -> int:

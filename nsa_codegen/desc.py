@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,10 +64,13 @@ class KernelDesc:
             raise SpecError(f"KernelDesc of {self.op!r} has no index set; give visible=")
         return self.visible
 
+    @functools.cached_property
+    def _by_name(self) -> dict[str, int | str]:
+        return dict(self.dims)
+
     def _find(self, name: str) -> int | str:
-        for key, value in self.dims:
-            if key == name:
-                return value
+        if name in self._by_name:
+            return self._by_name[name]
         raise SpecError(f"KernelDesc of {self.op!r} has no {name!r}; it has {[k for k, _ in self.dims]}")
 
     def to_json(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from .desc import KernelDesc
 from .device import ExecutedKernel, GpuArtifact, device_target, emulated_target, executed_kernel, load_artifact
 from .errors import InputError
 from .index_sets import RangeSet, TopK
-from .needed import compress_desc, pack_descs, select_desc
+from .needed import attention_of, compress_desc, pack_descs, scored_desc, select_desc
 from .ops import OPS
 from .ops.stream_attention import attention_outputs
 from .schedule import GpuSchedule, Schedule, has_few, lanes_of_one_query, narrowed
@@ -273,6 +273,38 @@ def _select_blocks(
 @fake_op("select_blocks")
 def _select_blocks_fake(q: Tensor, k: Tensor, method: str, block: int, n: int, *rest: Any) -> Tensor:
     return q.new_empty((q.shape[0], q.shape[1], k.shape[2], n), dtype=torch.int32)
+
+
+@define_op(
+    "scored_attention(Tensor q, Tensor k, Tensor v, int block, int n, int initial, int local, int kernel, int stride, "
+    "float scale, SymInt q_start) -> (Tensor, Tensor, Tensor)"
+)
+def _scored_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block: int,
+    n: int,
+    initial: int,
+    local: int,
+    kernel: int,
+    stride: int,
+    scale: float,
+    q_start: int,
+) -> tuple[Tensor, ...]:
+    dims = {"group": q.shape[2] // k.shape[2], "dk": q.shape[3], "kernel": kernel, "stride": stride}
+    visible = TopK(score="compressed", n=n, block=block, initial=initial, local=local)
+    desc = scored_desc(visible, dtype_name(q), **dims, dv=v.shape[3])
+    shared = {"q": q.contiguous(), "k": k.contiguous(), "q_start": q_start, "scale": scale}
+    if gpu_of(q) is None:
+        return run(desc, **shared, v=v.contiguous())
+    attended = run(attention_of(desc), **shared, v=v.contiguous())
+    return *attended, *run(select_desc(visible, dtype_name(q), **dims), **shared)
+
+
+@fake_op("scored_attention")
+def _scored_attention_fake(q: Tensor, k: Tensor, v: Tensor, block: int, n: int, *rest: Any) -> Any:
+    return *attention_outputs(q, v), _select_blocks_fake(q, k, "compressed", block, n)
 
 
 @define_op(

@@ -7,7 +7,7 @@ by default the last query stands at the last key, so that decoding with a cache 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,13 +20,13 @@ from .checks import (
     checked_start,
     require_alike,
     require_attention,
+    require_gates,
     require_heads,
     require_key_dim,
     require_position,
     require_tensor,
     use_compiled,
 )
-from .device import emulated_target
 from .errors import InputError
 from .index_sets import SCORES, RangeSet, TopK, complete, everything, require_choice, require_size, window
 from .program import Path, Phi, Program, require_score_windows
@@ -268,9 +268,14 @@ def attention(
     tokens = [kv[p.name][0].shape[1] for p in program.paths if not isinstance(p.keys, Phi)]
     start = checked_start(call, q_start, q, min(tokens)) if tokens else (q_start or 0)
     pairs = [kv[p.name] for p in program.paths]
-    if (gates is None) == (program.combine == "none") and _runs_as_one(program, q, pairs, gates, impl):
-        return _as_one(program, q, pairs, gates, scale=scale, q_start=start)
-    outs = [_path(program, p, q, kv, scale=scale, q_start=start, impl=impl) for p in program.paths]
+    if (gates is None) == (program.combine == "none") and inference.runs_as_one(program, q, pairs, gates, impl):
+        return inference.as_one(program, q, pairs, gates, scale=scale, q_start=start)
+    options: dict[str, Any] = {"scale": scale, "q_start": start, "impl": impl}
+    made: dict[str, Tensor] = {}
+    for path in program.paths:
+        if (listed := program.lists_of(path)) is not None and use_compiled(call, impl, q):
+            made[path.name], made[listed.name] = _scored_path(call, path, listed, q, kv, **options)
+    outs = [made[p.name] if p.name in made else _path(program, p, q, kv, **options) for p in program.paths]
     if program.combine == "none":
         if gates is not None:
             raise InputError(f"{call}: gates are given, but the program has one path; leave them out")
@@ -288,73 +293,11 @@ def combine(outs: list[Tensor], gates: Tensor, *, impl: str = "auto") -> Tensor:
     lead = outs[0].shape if outs else []
     if any(o.shape != lead or o.dtype != outs[0].dtype for o in outs):
         raise InputError(f"combine: outputs differ: {[(list(o.shape), o.dtype) for o in outs]}; they must be alike")
-    _require_gates(len(outs), list(lead[:3]), gates, outs[0].device if outs else gates.device)
+    require_gates(len(outs), list(lead[:3]), gates, outs[0].device if outs else gates.device)
     if use_compiled("combine", impl, outs[0]):
         out: Tensor = _ops.combine(outs, gates)
         return out
     return reference.combine(outs, gates)
-
-
-MAX_PATHS = 4
-
-
-def _require_gates(paths: int, lead: list[int], gates: Tensor, device: torch.device) -> None:
-    """Raise `InputError` unless there are 1 to 4 outputs [*lead, Dv] on `device`, and gates that fit them."""
-    if not 1 <= paths <= MAX_PATHS:
-        raise InputError(f"combine: {paths} outputs are given; 1 to {MAX_PATHS} are combined")
-    if list(gates.shape) not in ([paths], [*lead, paths]):
-        raise InputError(
-            f"combine: gates have shape {list(gates.shape)}; give [{paths}] or {[*lead, paths]}, one gate per path"
-        )
-    if not gates.is_floating_point() or gates.device != device:
-        raise InputError(f"combine: gates are {gates.dtype} on {gates.device}; give floating gates on {device}")
-
-
-def _runs_as_one(
-    program: Program, q: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], gates: Tensor | None, impl: str
-) -> bool:
-    """Return whether one op may do all of `program`: on the CPU's kernels, and with nothing to be differentiated."""
-    if q.device.type != "cpu" or torch.compiler.is_compiling():  # a graph holds the single ops, and fuses around them
-        return False
-    if not inference.serves(program) or emulated_target() is not None:
-        return False
-    if torch.is_grad_enabled():
-        if q.requires_grad or (gates is not None and gates.requires_grad):
-            return False
-        if any(k.requires_grad or v.requires_grad for k, v in pairs):
-            return False
-    return use_compiled("attention", impl, q)
-
-
-_passed: set[Any] = set()  # what was checked: programs with shapes, dtypes and devices, on which alone checks depend
-
-
-def _as_one(
-    program: Program,
-    q: Tensor,
-    pairs: Sequence[tuple[Tensor, Tensor]],
-    gates: Tensor | None,
-    *,
-    scale: float | None,
-    q_start: int,
-) -> Tensor:
-    tensors = [q, *(x for pair in pairs for x in pair), *(() if gates is None else (gates,))]
-    text = inference.text_of(program)
-    seen = (text, tuple((x.shape, x.dtype, x.device) for x in tensors))
-    if seen not in _passed:
-        for path, (k, v) in zip(program.paths, pairs, strict=True):
-            require_attention(f"attention({program.name}.{path.name})", q, k, v)
-        if gates is not None:
-            _require_gates(len(pairs), list(q.shape[:3]), gates, q.device)
-        if len(_passed) < MAX_PASSED:
-            _passed.add(seen)
-    require_position("attention", q_start, q)
-    factor = checked_scale("attention", scale, q)
-    out: Tensor = _ops.attention(q, [k for k, _ in pairs], [v for _, v in pairs], gates, text, q_start, factor)
-    return out
-
-
-MAX_PASSED = 4096
 
 
 def _stream(
@@ -405,6 +348,31 @@ def _path(
     )
     return selected_attention(
         q, k, v, indices, block_size=visible.block, causal=visible.causal, scale=scale, q_start=q_start, impl=impl
+    )[0]
+
+
+def _scored_path(
+    call: str,
+    path: Path,
+    listed: Path,
+    q: Tensor,
+    kv: Mapping[str, tuple[Tensor, Tensor]],
+    *,
+    scale: float | None,
+    q_start: int,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    """Return the outputs of `path`, over compressed tokens, and of `listed`, whose blocks its weights score."""
+    (k, v), phi, visible = kv[path.name], path.keys, listed.visible
+    assert isinstance(phi, Phi) and isinstance(visible, TopK)
+    require_attention(f"{call[:-1]}.{path.name})", q, k, v)
+    require_attention(f"{call[:-1]}.{listed.name})", q, *kv[listed.name])
+    require_position(call, q_start, q)
+    sizes = (visible.block, visible.n, visible.initial, visible.local, phi.kernel, phi.stride)
+    out, _, indices = _ops.scored_attention(q, k, v, *sizes, checked_scale(call, scale, q), q_start)
+    options: dict[str, Any] = {"scale": scale, "q_start": q_start, "impl": impl}
+    return out, selected_attention(
+        q, *kv[listed.name], indices, block_size=visible.block, causal=visible.causal, **options
     )[0]
 
 

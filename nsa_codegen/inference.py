@@ -9,14 +9,16 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .checks import checked_scale, require_attention, require_gates, require_position, use_compiled
 from .desc import KernelDesc
+from .device import emulated_target
 from .dispatch import (
     Kernel,
     define_op,
@@ -30,11 +32,12 @@ from .dispatch import (
     stream_desc,
 )
 from .index_sets import RangeSet, TopK
-from .needed import compress_desc, pack_descs, select_desc
+from .needed import compress_desc, pack_descs, scored_desc, select_desc
 from .program import Program
 from .schedule import CpuSchedule
 from .tiling import QUERIES_PER_TASK, RowTile, ceil_div
 
+MAX_PASSED = 4096
 RUN_ELEMENTS = 1 << 20  # of one path's output: 4 MB as float32
 Attention = tuple[Tensor, Tensor]  # out [B, T, H, Dv] and lse [B, T, H]
 
@@ -44,20 +47,51 @@ def serves(program: Program) -> bool:
     return not any(p.pool_queries for p in program.paths)
 
 
-@functools.lru_cache(maxsize=256)
-def text_of(program: Program) -> str:
-    """Return the paths of `program` as the string that the op takes."""
-    names = [p.name for p in program.paths]
-    rows: list[dict[str, Any]] = []
-    for number, path in enumerate(program.paths):
-        if isinstance(path.visible, RangeSet):
-            rows.append({"ranges": path.visible.to_json()})
-            continue
-        phi = program.source_of(path.visible)
-        windows = {} if phi is None else {"kernel": phi.kernel, "stride": phi.stride}
-        scored_by = number if phi is None else names.index(path.visible.source)
-        rows.append({"top_k": asdict(path.visible), "scored_by": scored_by, "windows": windows})
-    return json.dumps(rows, separators=(",", ":"))
+def runs_as_one(
+    program: Program, q: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], gates: Tensor | None, impl: str
+) -> bool:
+    """Return whether one op may do all of `program`: on the CPU's kernels, and with nothing to be differentiated."""
+    if q.device.type != "cpu" or torch.compiler.is_compiling():  # a graph holds the single ops, and fuses around them
+        return False
+    if not serves(program) or emulated_target() is not None:
+        return False
+    if torch.is_grad_enabled():
+        if q.requires_grad or (gates is not None and gates.requires_grad):
+            return False
+        if any(k.requires_grad or v.requires_grad for k, v in pairs):
+            return False
+    return use_compiled("attention", impl, q)
+
+
+_passed: set[Any] = set()  # what was checked: programs with shapes, dtypes and devices, on which alone checks depend
+
+
+def as_one(
+    program: Program,
+    q: Tensor,
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    gates: Tensor | None,
+    *,
+    scale: float | None,
+    q_start: int,
+) -> Tensor:
+    """Return what `program` computes, by one op; checks what was not checked before. Raises `InputError`."""
+    tensors = [q, *(x for pair in pairs for x in pair), *(() if gates is None else (gates,))]
+    text = program.text
+    seen = (text, tuple((x.shape, x.dtype, x.device) for x in tensors))
+    if seen not in _passed:
+        for path, (k, v) in zip(program.paths, pairs, strict=True):
+            require_attention(f"attention({program.name}.{path.name})", q, k, v)
+        if gates is not None:
+            require_gates(len(pairs), list(q.shape[:3]), gates, q.device)
+        if len(_passed) < MAX_PASSED:
+            _passed.add(seen)
+    require_position("attention", q_start, q)
+    factor = checked_scale("attention", scale, q)
+    out: Tensor = torch.ops.nsa_codegen.attention(
+        q, [k for k, _ in pairs], [v for _, v in pairs], gates, text, q_start, factor
+    )
+    return out
 
 
 @define_op(
@@ -78,19 +112,20 @@ def _attention(
     out = q.new_empty((batch, tokens, heads, dv))
     if gates is None or plan.combine is None:
         lse = torch.empty((batch, tokens, heads), dtype=torch.float32)
-        _attend(plan, 0, scope, q, slice(0, batch), 0, (out, lse))
+        _attend(plan, 0, scope, q, slice(0, batch), 0, (out, lse), {})
         return out
     gates = gates.contiguous()
     rows, run = plan.run_shape(q, dv)
     held = [(q.new_empty((rows, run, heads, dv)), torch.empty((rows, run, heads))) for _ in plan.paths]
     for lead, part in _runs(batch, tokens, rows, run):
-        chosen = q[lead, part]
-        outs = []
-        for number, (o, lse) in enumerate(held):
-            into = _cut(o, (*chosen.shape[:3], dv)), _cut(lse, chosen.shape[:3])
-            _attend(plan, number, scope, chosen, lead, part.start, into)
-            outs.append(into[0])
-        launch(plan.combine, outs=outs, gates=gates if words == "scalar" else gates[lead, part], into=out[lead, part])
+        chosen = _rows(q, lead, part)
+        into = [(_cut(o, (*chosen.shape[:3], dv)), _cut(lse, chosen.shape[:3])) for o, lse in held]
+        lists: dict[int, Tensor] = {}
+        for number in plan.order:
+            _attend(plan, number, scope, chosen, lead, part.start, into[number], lists)
+        outs = [o for o, _ in into]
+        of_run = gates if words == "scalar" else _rows(gates, lead, part)
+        launch(plan.combine, outs=outs, gates=of_run, into=_rows(out, lead, part))
     return out
 
 
@@ -101,7 +136,7 @@ def _attention_fake(q: Tensor, keys: list[Tensor], values: list[Tensor], *rest: 
 
 @dataclass(frozen=True, kw_only=True)
 class _Path:
-    """The kernels of one path; a streamed one has `attend` alone.
+    """The kernels of one path; a streamed one has `attend` alone, which may list the blocks of the path `lists`.
 
     `scored_by` is the number of the path whose keys score the blocks, and `means` what makes them of tokens, if need
     be. Blocks are listed by `select`, and read from copies that `packs` make (`packed`) or in place (`attend`).
@@ -109,6 +144,7 @@ class _Path:
 
     attend: Kernel
     queries: int
+    lists: int | None = None
     visible: TopK | None = None
     scored_by: int = 0
     means: Kernel | None = None
@@ -124,6 +160,11 @@ class _Plan:
     paths: tuple[_Path, ...]
     combine: Kernel | None
 
+    @functools.cached_property
+    def order(self) -> list[int]:
+        """The numbers of the paths, those that list blocks before those that attend to them."""
+        return sorted(range(len(self.paths)), key=lambda number: self.paths[number].visible is not None)
+
     def run_shape(self, q: Tensor, dv: int) -> tuple[int, int]:
         """Return batch rows and queries of a run: whole sequences, or a part of one in whole tiles."""
         batch, tokens, heads, _ = q.shape
@@ -136,18 +177,25 @@ class _Plan:
 
 @functools.lru_cache(maxsize=256)
 def _plan(program: str, dtype: str, group: int, dk: int, dv: int, gates: str, few: bool) -> _Plan:
-    paths = tuple(_path(row, dtype, group, dk, dv, few) for row in json.loads(program))
+    rows = json.loads(program)
+    listed = {row["lists"] for row in rows if "lists" in row}
+    paths = tuple(_path(row, dtype, group, dk, dv, few, listed=number in listed) for number, row in enumerate(rows))
     if gates == "none":
         return _Plan(paths=paths, combine=None)
     combine = KernelDesc.of("combine", dtype, paths=len(paths), dv=dv, gates=gates)
     return _Plan(paths=paths, combine=kernel(combine))
 
 
-def _path(row: Mapping[str, Any], dtype: str, group: int, dk: int, dv: int, few: bool) -> _Path:
+def _path(row: Mapping[str, Any], dtype: str, group: int, dk: int, dv: int, few: bool, *, listed: bool) -> _Path:
+    """Return the path of a row of `Program.text`; `listed` if another path lists its blocks."""
     if "ranges" in row:
-        attend = kernel(stream_desc(RangeSet.from_json(row["ranges"]).text, dtype, group, dk, dv), few=few)
+        desc = stream_desc(RangeSet.from_json(row["ranges"]).text, dtype, group, dk, dv)
+        if "lists" in row:
+            desc = scored_desc(TopK(**row["top_k"]), dtype, group=group, dk=dk, dv=dv, **row["windows"])
+        attend = kernel(desc, few=few)
         assert isinstance(attend.schedule, CpuSchedule)
-        return _Path(attend=attend, queries=RowTile.of(group, attend.schedule.query_lanes).queries)
+        queries = RowTile.of(group, attend.schedule.query_lanes).queries
+        return _Path(attend=attend, queries=queries, lists=row.get("lists"))
     visible = TopK(**row["top_k"])
     means = None
     if visible.score == "mean_key":
@@ -165,7 +213,7 @@ def _path(row: Mapping[str, Any], dtype: str, group: int, dk: int, dv: int, few:
         visible=visible,
         scored_by=row["scored_by"],
         means=means,
-        select=kernel(select_desc(visible, dtype, group=group, dk=dk, **row["windows"]), few=few),
+        select=None if listed else kernel(select_desc(visible, dtype, group=group, dk=dk, **row["windows"]), few=few),
     )
 
 
@@ -199,21 +247,38 @@ class _Scope:
         return self._made[where]
 
 
-def _attend(plan: _Plan, number: int, scope: _Scope, q: Tensor, lead: slice, first: int, into: Attention) -> None:
-    """Run one path over the queries `q`, the batch rows `lead` from query `first` on, into `into`."""
-    path, k, v = plan.paths[number], scope.keys[number][lead], scope.values[number][lead]
+def _attend(
+    plan: _Plan,
+    number: int,
+    scope: _Scope,
+    q: Tensor,
+    lead: slice,
+    first: int,
+    into: Attention,
+    lists: dict[int, Tensor],
+) -> None:
+    """Run one path over the queries `q`, the batch rows `lead` from query `first` on, into `into`.
+
+    `lists` holds the blocks of paths that were listed with the attention of another, by number.
+    """
+    path, k, v = plan.paths[number], _rows(scope.keys[number], lead), _rows(scope.values[number], lead)
     where = {"q_start": scope.q_start + first, "scale": scope.scale}
     if path.visible is None:
-        launch(path.attend, q=q, k=k, v=v, **where, into=into)
+        made = launch(path.attend, q=q, k=k, v=v, **where, into=into)
+        if path.lists is not None:
+            lists[path.lists] = made[2]
         return
-    assert path.select is not None and path.packed is not None
-    lists = launch(path.select, q=q, k=scope.scored(path)[lead], **where)[0]
+    assert path.packed is not None
+    if path.select is None:
+        blocks = lists[number]
+    else:
+        blocks = launch(path.select, q=q, k=_rows(scope.scored(path), lead), **where)[0]
     copies = scope.packed(path, number)
     if copies is None:
-        launch(path.attend, q=q, k=k, v=v, block_indices=lists, **where, into=into)
+        launch(path.attend, q=q, k=k, v=v, block_indices=blocks, **where, into=into)
     else:
-        packed = (copies[0][lead], copies[1][lead])
-        launch(path.packed, q=q, k=k, v=v, block_indices=lists, **where, packed=packed, into=into)
+        packed = (_rows(copies[0], lead), _rows(copies[1], lead))
+        launch(path.packed, q=q, k=k, v=v, block_indices=blocks, **where, packed=packed, into=into)
 
 
 def _runs(batch: int, tokens: int, rows: int, run: int) -> Iterator[tuple[slice, slice]]:
@@ -221,6 +286,13 @@ def _runs(batch: int, tokens: int, rows: int, run: int) -> Iterator[tuple[slice,
     for b in range(0, batch, rows):
         for t in range(0, tokens, run):
             yield slice(b, min(b + rows, batch)), slice(t, min(t + run, tokens))
+
+
+def _rows(x: Tensor, lead: slice, part: slice | None = None) -> Tensor:
+    """Return batch rows of x, and of each the positions `part`; x itself, at no cost, if that is all of it."""
+    if lead.stop - lead.start < x.shape[0]:
+        x = x[lead]
+    return x if part is None or part.stop - part.start == x.shape[1] else x[:, part]
 
 
 def _cut(buffer: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .desc import KernelDesc
-from .index_sets import TopK, require_choice
+from .index_sets import TopK, complete, require_choice
 from .program import Path, Phi, Program
 
 DIRECTIONS = ("fwd", "bwd", "both")
@@ -22,27 +22,25 @@ def needed_descs(program: Program, dtype: str, direction: str = "both", *, kind:
     `"bwd"` is what a backward pass runs beside the forward's kernels. Raises `SpecError`.
     """
     require_choice("needed_descs", "direction", direction, DIRECTIONS)
-    forward = program_descs(program, dtype)
-    if kind != "cpu":
-        forward = tuple(d for d in forward if d.op != "pack_blocks" and ("source", "packed") not in d.dims)
+    forward = program_descs(program, dtype, kind=kind)
     backward = tuple(b for desc in forward if _differentiated(desc, program, kind) for b in _backward(desc, kind))
     chosen = {"fwd": forward, "bwd": backward, "both": (*forward, *backward)}[direction]
     return tuple(dict.fromkeys(chosen))
 
 
-def program_descs(program: Program, dtype: str) -> tuple[KernelDesc, ...]:
+def program_descs(program: Program, dtype: str, *, kind: str = "cpu") -> tuple[KernelDesc, ...]:
     """Return the descs of every kernel that running `program` on tensors of `dtype` takes, each once."""
     found: list[KernelDesc] = []
     for path in program.paths:
-        found += path_descs(program, path, dtype)
+        found += path_descs(program, path, dtype, kind)
     if program.combine != "none":
         gates = "scalar" if program.combine == "scalar" else "sigmoid"
         found.append(KernelDesc.of("combine", dtype, paths=len(program.paths), dv=program.dv, gates=gates))
     return tuple(dict.fromkeys(found))
 
 
-def path_descs(program: Program, path: Path, dtype: str) -> list[KernelDesc]:
-    """Return the descs of the kernels that one path takes."""
+def path_descs(program: Program, path: Path, dtype: str, kind: str) -> list[KernelDesc]:
+    """Return the descs of the kernels that one path takes; on a CPU the attention that scores blocks lists them."""
     found = []
     if isinstance(path.keys, Phi):
         phi = path.keys
@@ -52,15 +50,22 @@ def path_descs(program: Program, path: Path, dtype: str) -> list[KernelDesc]:
             found.append(compress_desc("mean", dtype, kernel=phi.kernel, stride=phi.stride, dim=program.head_dim))
     attention: dict[str, Any] = {"group": program.group, "dk": program.head_dim, "dv": program.dv}
     if not isinstance(path.visible, TopK):
-        return [*found, KernelDesc.of("stream_attention", dtype, visible=path.visible, **attention)]
+        listed = program.lists_of(path) if kind == "cpu" else None
+        if listed is None:
+            return [*found, KernelDesc.of("stream_attention", dtype, visible=path.visible, **attention)]
+        assert isinstance(listed.visible, TopK) and isinstance(path.keys, Phi)
+        windows = {"kernel": path.keys.kernel, "stride": path.keys.stride}
+        return [*found, scored_desc(listed.visible, dtype, **attention, **windows)]
     visible, reach = path.visible, "causal" if path.visible.causal else "all"
     if visible.score == "mean_key":
         block = visible.block
         found.append(compress_desc("mean", dtype, kernel=block, stride=block, dim=program.head_dim, out="float32"))
     phi_of_scores = program.source_of(visible)
     windows = {} if phi_of_scores is None else {"kernel": phi_of_scores.kernel, "stride": phi_of_scores.stride}
-    found.append(select_desc(visible, dtype, group=program.group, dk=program.head_dim, **windows))
-    for source in ("packed", "plain"):
+    scoring = program.source_path(path)
+    if scoring is None or kind != "cpu" or program.lists_of(scoring) != path:
+        found.append(select_desc(visible, dtype, group=program.group, dk=program.head_dim, **windows))
+    for source in ("packed", "plain") if kind == "cpu" else ("plain",):
         dims = {**attention, "block": visible.block, "n": visible.n}
         gathered = KernelDesc.of("gather_attention", dtype, reach=reach, source=source, **dims)
         found += [*(pack_descs(gathered) if source == "packed" else ()), gathered]
@@ -69,16 +74,28 @@ def path_descs(program: Program, path: Path, dtype: str) -> list[KernelDesc]:
 
 def select_desc(visible: TopK, dtype: str, **dims: Any) -> KernelDesc:
     """Return the desc of the selection that `visible` asks for; `dims` are group, dk, and kernel, stride of phi."""
-    return KernelDesc.of(
-        "select_blocks",
-        dtype,
-        method=visible.score,
-        block=visible.block,
-        n=visible.n,
-        initial=visible.initial,
-        local=visible.local,
-        **dims,
-    )
+    return KernelDesc.of("select_blocks", dtype, **_listed(visible), **dims)
+
+
+def scored_desc(visible: TopK, dtype: str, **dims: Any) -> KernelDesc:
+    """Return the desc of the attention that lists blocks as well; `dims` are group, dk, dv, kernel and stride."""
+    return KernelDesc.of("scored_attention", dtype, **_listed(visible), **dims)
+
+
+def attention_of(desc: KernelDesc) -> KernelDesc:
+    """Return the desc of a `scored_attention`'s attention alone, which has its gradients; any other desc as it is."""
+    if desc.op != "scored_attention":
+        return desc
+    visible = complete(desc.size("kernel"), desc.size("stride"))
+    dims: dict[str, Any] = {name: desc.size(name) for name in ("group", "dk", "dv")}
+    return KernelDesc.of("stream_attention", desc.dtype, visible=visible, **dims)
+
+
+def _listed(visible: TopK) -> dict[str, Any]:
+    return {
+        "method": visible.score, "block": visible.block, "n": visible.n, "initial": visible.initial,
+        "local": visible.local,
+    }  # fmt: skip
 
 
 def compress_desc(method: str, dtype: str, *, kernel: int, stride: int, dim: int, out: str | None = None) -> KernelDesc:
@@ -160,6 +177,6 @@ def _phis(program: Program) -> Iterator[tuple[str, int, int]]:
 
 
 def _backward(desc: KernelDesc, kind: str) -> Iterator[KernelDesc]:
-    yield from backward_descs(desc, kind)
+    yield from backward_descs(attention_of(desc), kind)
     if desc.op == "gather_attention" and kind == "cpu":
         yield from backward_pack_descs(desc).values()

@@ -6,10 +6,14 @@ set). Loops, masks, gathering, operation counts and bytes follow from that; noth
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from .errors import SpecError
-from .index_sets import IndexSet, RangeSet, TopK, require_choice, require_size
+from .index_sets import IndexSet, RangeSet, TopK, complete, require_choice, require_size
 
 PHI_METHODS = ("mean", "conv", "mlp")
 COMBINES = ("none", "scalar", "sigmoid")
@@ -106,6 +110,7 @@ class Program:
     num_kv_heads: int | None = None
     value_dim: int | None = None
     combine: str = "none"
+    _listed: dict[str, str] = field(init=False, repr=False, compare=False)  # see `lists_of`
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_kv_heads", self.num_heads if self.num_kv_heads is None else self.num_kv_heads)
@@ -125,6 +130,15 @@ class Program:
         for path in self.paths:
             if isinstance(path.visible, TopK) and path.visible.score == "compressed":
                 self._require_source(path, path.visible)
+        object.__setattr__(self, "_listed", dict(self._listings()))
+
+    def _listings(self) -> Iterator[tuple[str, str]]:
+        for path in reversed(self.paths):  # of several the first is kept
+            source = self.source_path(path)
+            if source is None or not isinstance(source.keys, Phi) or source.pool_queries:
+                continue
+            if source.visible == complete(source.keys.kernel, source.keys.stride):
+                yield source.name, path.name
 
     def _require_source(self, path: Path, visible: TopK) -> None:
         source = next((p for p in self.paths if p.name == visible.source), None)
@@ -137,6 +151,25 @@ class Program:
         require_score_windows(
             "Program", source.keys.kernel, source.keys.stride, visible.block, ("kernel", "stride", "block")
         )
+
+    @functools.cached_property
+    def text(self) -> str:
+        """The paths as the string that the op `attention` takes."""
+        names = [p.name for p in self.paths]
+        rows: list[dict[str, Any]] = []
+        for number, path in enumerate(self.paths):
+            if isinstance(path.visible, RangeSet):
+                rows.append({"ranges": path.visible.to_json()})
+                if (listed := self.lists_of(path)) is not None:
+                    assert isinstance(path.keys, Phi) and isinstance(listed.visible, TopK)
+                    windows = {"kernel": path.keys.kernel, "stride": path.keys.stride}
+                    rows[-1] |= {"top_k": asdict(listed.visible), "windows": windows, "lists": names.index(listed.name)}
+                continue
+            phi = self.source_of(path.visible)
+            windows = {} if phi is None else {"kernel": phi.kernel, "stride": phi.stride}
+            scored_by = number if phi is None else names.index(path.visible.source)
+            rows.append({"top_k": asdict(path.visible), "scored_by": scored_by, "windows": windows})
+        return json.dumps(rows, separators=(",", ":"))
 
     @property
     def kv_heads(self) -> int:
@@ -169,6 +202,20 @@ class Program:
         keys = self.path(visible.source).keys
         assert isinstance(keys, Phi)
         return keys
+
+    def lists_of(self, path: Path) -> Path | None:
+        """Return the path whose blocks the attention of `path` can score with its own weights, or None.
+
+        They see the same compressed tokens: `path` those that are complete, one output row per query. Of several paths
+        it is the first.
+        """
+        name = self._listed.get(path.name)
+        return None if name is None else self.path(name)
+
+    def source_path(self, path: Path) -> Path | None:
+        """Return the path whose compressed tokens score the blocks of `path`, if any."""
+        visible = path.visible
+        return self.path(visible.source) if isinstance(visible, TopK) and visible.score == "compressed" else None
 
     def cost(self, tokens: int, *, element_bytes: int = 4) -> tuple[PathCost, ...]:
         """Return operations and bytes of each path for one sequence of `tokens` tokens."""

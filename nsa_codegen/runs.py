@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .desc import KernelDesc
 from .index_sets import RangeSet, causal, everything
-from .tiling import ceil_div
+from .tiling import ceil_div, padded
 
 KEYS_PER_TASK = 64  # keys whose gradients one task adds up from the runs of queries
 LEAST_RUN, MOST_RUNS = 64, 64  # queries of a run in a CPU's backward, and runs of a sequence
@@ -30,6 +30,17 @@ class Runs:
     queries: int
     count: int
     reach: int
+
+    @classmethod
+    def of_attention(
+        cls, visible: RangeSet, *, batch: int, kv_heads: int, group: int, tokens: int, keys: int, q_start: int,
+        dk: int, dv: int,
+    ) -> Runs:  # fmt: skip
+        """Return the runs of an attention's backward; what they leave takes half of what q and out do, or a little."""
+        rows = batch * kv_heads
+        room = rows * tokens * group * (dk + dv)
+        width = padded(dk) + padded(dv)
+        return cls.of(visible, tokens=tokens, keys=keys, q_start=q_start, rows=rows, width=width, room=room)
 
     @classmethod
     @functools.lru_cache(maxsize=1024)

@@ -128,21 +128,21 @@ class ScheduleSpace:
         return schedule
 
 
+NARROWED_OPS = ("stream_attention", "select_blocks", "scored_attention")  # which lay queries in lanes
+
+
 def _read_on_cpu(desc: KernelDesc) -> tuple[str, ...]:
     """Return the fields that the template of a CPU kernel reads."""
     tile = ("register_rows", "register_vectors")
     if ("part", "sums") in desc.dims:
         return ()
-    if desc.op in ("stream_attention", "select_blocks"):
+    if desc.op in NARROWED_OPS:
         return ("query_lanes", "key_tile", *tile)
     if desc.op == "gather_attention":
         return tile if desc.direction == "bwd" else ("key_tile", *tile)
     if desc.op == "compress" and desc.word("method") == "mlp":
         return ("query_lanes", *tile)
     return ()
-
-
-NARROWED_OPS = ("stream_attention", "select_blocks")
 
 
 def narrowed(schedule: Schedule, desc: KernelDesc, target: Target) -> Schedule:

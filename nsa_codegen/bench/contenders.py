@@ -146,6 +146,14 @@ def steps_of(spec: NSASpec, x: Inputs) -> Steps:
             **(phi if spec.selection == "compressed" else {}),
         )
 
+    def attend_and_select() -> Tensor:
+        lists = (spec.block_size, spec.num_selected_blocks, spec.num_initial_blocks, spec.num_local_blocks)
+        scale = spec.head_dim**-0.5
+        made: tuple[Tensor, ...] = torch.ops.nsa_codegen.scored_attention(
+            x.q, k_cmp, v_cmp, *lists, spec.kernel, spec.stride, scale, start
+        )
+        return made[0]
+
     def compress() -> tuple[Tensor, Tensor]:
         return functional.compress(x.k, **phi, impl="compiled"), functional.compress(x.v, **phi, impl="compiled")
 
@@ -158,6 +166,7 @@ def steps_of(spec: NSASpec, x: Inputs) -> Steps:
                 x.q, k_cmp, v_cmp, **phi, q_start=start, impl="compiled"
             )[0],
             "select_blocks": select,
+            "scored_attention": attend_and_select,
             "selected_attention": lambda: functional.selected_attention(
                 x.q, x.k, x.v, lists, block_size=spec.block_size, impl="compiled"
             )[0],
@@ -165,7 +174,7 @@ def steps_of(spec: NSASpec, x: Inputs) -> Steps:
                 x.q, x.k, x.v, window_size=spec.window_size, impl="compiled"
             )[0],
         }
-        outs = [leaf(calls[name]()) for name in works.OP_NAMES if name.endswith("attention")]  # type: ignore[arg-type]
+        outs = [leaf(calls[name]()) for name in works.ATTENTIONS]  # type: ignore[arg-type]
     calls["combine"] = lambda: functional.combine(outs, x.gates, impl="compiled")
     qkv = (x.q, x.k, x.v)
     inputs = {
@@ -184,7 +193,7 @@ def ops_forward(spec: NSASpec, dtype: str, *, queries: int, keys: int) -> list[C
     x = Inputs.draw(spec, dtype, **sizes)
     found, counts = steps_of(spec, x).calls, works.op_works(spec, dtype, **sizes)
     whole = _whole_forward(spec, dtype, x, "nsa", "compiled")
-    return [whole, *(Contender(name=n, run=quiet(found[n]), work=counts[n]) for n in works.OP_NAMES)]
+    return [whole, *(Contender(name=n, run=quiet(found[n]), work=work) for n, work in counts.items())]
 
 
 def ops_backward(spec: NSASpec, dtype: str, tokens: int) -> list[Contender]:
@@ -221,7 +230,8 @@ def decode(spec: NSASpec, dtype: str, keys: int) -> list[Contender]:
     moved = counts["compressed_attention"].bytes
     read = spec.kv_heads * (spec.head_dim + spec.dv) * k.element_size()
     moved += read * min(keys, spec.num_selected_blocks * spec.block_size) + read * min(keys, spec.window_size)
-    work = Work(operations=sum(w.operations for n, w in counts.items() if n != "compress"), bytes=moved)
+    operations = sum(counts[name].operations for name in works.run_by(spec) if name != "compress")
+    work = Work(operations=operations, bytes=moved)
 
     def attend() -> object:
         return functional.nsa_attention(x.q, x.k, x.v, x.gates, spec, k_cmp=k_cmp, v_cmp=v_cmp, impl="compiled")

@@ -10,19 +10,28 @@ from typing import Any
 
 from ..desc import KernelDesc
 from ..index_sets import TopK, causal, complete, window
-from ..needed import compress_desc, select_desc
+from ..needed import compress_desc, scored_desc, select_desc
 from ..ops import OPS, Sizes, Work
 from ..program import Phi
 from ..spec import NSASpec
 
-OP_NAMES = (
-    "compress", "compressed_attention", "select_blocks", "selected_attention", "window_attention", "combine",
-)  # fmt: skip
-WITH_GRADIENT = tuple(name for name in OP_NAMES if name != "select_blocks")
+ATTENTIONS = ("compressed_attention", "selected_attention", "window_attention")
+WITH_GRADIENT = ("compress", *ATTENTIONS, "combine")
+
+
+def run_by(spec: NSASpec) -> tuple[str, ...]:
+    """Return the steps of which a call is made: where attention over compressed tokens lists blocks, one for both."""
+    program = spec.program()
+    together = program.lists_of(program.path("compressed")) is not None
+    first = ("scored_attention",) if together else ("compressed_attention", "select_blocks")
+    return ("compress", *first, "selected_attention", "window_attention", "combine")
 
 
 def op_works(spec: NSASpec, dtype: str, *, batch: int, queries: int, keys: int) -> dict[str, Work]:
-    """Return the work of each step of an attention whose last `queries` positions of `keys` are queries."""
+    """Return the work of each step of an attention whose last `queries` positions of `keys` are queries.
+
+    Steps that a call takes together are there as well as what they are made of.
+    """
     phi = Phi(method=spec.compression, kernel=spec.kernel, stride=spec.stride)
     where: dict[str, int] = {"batch": batch, "kv_heads": spec.kv_heads, "q_start": keys - queries}
     tokens = Sizes(tokens=queries, keys=keys, **where)
@@ -40,7 +49,11 @@ def op_works(spec: NSASpec, dtype: str, *, batch: int, queries: int, keys: int) 
     )
     per_head = Sizes(batch=batch, tokens=queries, kv_heads=spec.num_heads)
     gates = "scalar" if spec.gate == "scalar" else "sigmoid"
+    scored = {}
+    if "scored_attention" in run_by(spec):
+        scored["scored_attention"] = _work(scored_desc(visible, dtype, **dims, **windows), tokens)
     return {
+        **scored,
         "compress": Work(operations=sum(w.operations for w in compress), bytes=sum(w.bytes for w in compress)),
         "compressed_attention": _stream(dtype, complete(spec.kernel, spec.stride), compressed, dims),
         "select_blocks": _work(select_desc(visible, dtype, group=spec.group, dk=spec.head_dim, **windows), tokens),
@@ -61,7 +74,7 @@ def whole_work(spec: NSASpec, dtype: str, *, batch: int, queries: int, keys: int
     """Return the operations of all steps, and the bytes of q, k, v and out once."""
     steps = op_works(spec, dtype, batch=batch, queries=queries, keys=keys)
     operands = dense_work(spec, dtype, batch=batch, queries=queries, keys=keys)
-    return Work(operations=sum(w.operations for w in steps.values()), bytes=operands.bytes)
+    return Work(operations=sum(steps[name].operations for name in run_by(spec)), bytes=operands.bytes)
 
 
 def backward(work: Work) -> Work:

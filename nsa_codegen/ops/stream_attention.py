@@ -102,10 +102,10 @@ def prepare_backward(
 
 
 def runs_of(visible: RangeSet, *, q: Tensor, k: Tensor, v: Tensor, q_start: int) -> Runs:
-    """Return the runs of queries of a backward; what they leave takes half of what q and out do, or a little."""
+    """Return the runs of queries of the backward of an attention over these tensors."""
     (batch, tokens, heads, dk), keys, kv_heads, dv = q.shape, k.shape[1], k.shape[2], v.shape[3]
-    width, room = padded(dk) + padded(dv), batch * tokens * heads * (dk + dv)
-    return Runs.of(visible, tokens=tokens, keys=keys, q_start=q_start, rows=batch * kv_heads, width=width, room=room)
+    sizes = {"batch": batch, "kv_heads": kv_heads, "group": heads // kv_heads, "tokens": tokens, "keys": keys}
+    return Runs.of_attention(visible, **sizes, q_start=q_start, dk=dk, dv=dv)
 
 
 def run_parts(runs: Runs, *, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..desc import KernelDesc
 from ..index_sets import RangeSet, complete
+from ..needed import attention_of
 from ..program import Phi
 from ..runs import KEYS_PER_TASK, Runs, keys_passed, reach_of
 from ..schedule import CpuSchedule
@@ -122,11 +124,7 @@ def _stream_runs(desc: KernelDesc, schedule: CpuSchedule, sizes: Sizes) -> CpuLo
 
 def runs_at(desc: KernelDesc, sizes: Sizes, visible: RangeSet, *, group: int) -> Runs:
     """Return the runs of queries of a backward at run-time sizes, as the ops cut them."""
-    dk, dv, heads = desc.size("dk"), desc.size("dv"), sizes.batch * sizes.kv_heads
-    return Runs.of(
-        visible, tokens=sizes.tokens, keys=sizes.keys, q_start=sizes.q_start,
-        rows=heads, width=padded(dk) + padded(dv), room=heads * sizes.tokens * group * (dk + dv),
-    )  # fmt: skip
+    return Runs.of_attention(visible, **dataclasses.asdict(sizes), group=group, dk=desc.size("dk"), dv=desc.size("dv"))
 
 
 def _run_sums(desc: KernelDesc, sizes: Sizes, visible: RangeSet) -> CpuLoop:
@@ -292,4 +290,18 @@ def select_loop(desc: KernelDesc, schedule: CpuSchedule, sizes: Sizes) -> CpuLoo
         streamed=times * passed * dk * element,
         reach=keys * dk * element,
         unique=unique + heads * keys * dk * element,
+    )
+
+
+def scored_loop(desc: KernelDesc, schedule: CpuSchedule, sizes: Sizes) -> CpuLoop:
+    """Return the loop of an attention that lists blocks: that of the attention, and what the lists take beside it."""
+    width = ScoreTile.of(desc, schedule).tokens
+    phi = Phi(kernel=desc.size("kernel"), stride=desc.size("stride"))
+    over_tokens = dataclasses.replace(sizes, keys=phi.length(sizes.keys))
+    attended = _stream_rows(attention_of(desc), dataclasses.replace(schedule, key_tile=width), over_tokens)
+    listed = select_loop(desc, schedule, sizes)
+    beside = {name: listed.passes.get(name, 0.0) for name in ("summed", "scalar", "offered", "listed")}
+    filled = attended.passes.get("filled", 0.0) + listed.passes.get("filled", 0.0)
+    return dataclasses.replace(
+        attended, tasks=listed.tasks, passes=passes_of({**attended.passes, **beside, "filled": filled})
     )

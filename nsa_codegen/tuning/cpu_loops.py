@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..desc import KernelDesc
 from ..schedule import CpuSchedule
-from .cpu_attention import gather_loop, select_loop, stream_loop
+from .cpu_attention import gather_loop, scored_loop, select_loop, stream_loop
 from .cpu_loop import CpuLoop
 from .cpu_other import combine_loop, compress_loop, pack_loop
 
@@ -23,6 +23,7 @@ _MAKERS = {
     "stream_attention": stream_loop,
     "gather_attention": gather_loop,
     "select_blocks": select_loop,
+    "scored_attention": scored_loop,
     "combine": combine_loop,
     "compress": compress_loop,
     "pack_blocks": pack_loop,

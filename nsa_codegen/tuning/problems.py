@@ -12,7 +12,7 @@ from typing import Any
 from ..conformance.check import has_backward
 from ..desc import KernelDesc
 from ..errors import InputError, nearest
-from ..needed import backward_descs, needed_descs, program_descs
+from ..needed import attention_of, backward_descs, needed_descs, program_descs
 from ..ops import Sizes
 from ..program import Phi, Program
 from ..spec import NSASpec
@@ -102,7 +102,7 @@ def _problems(
 def _forwards(program: Program, dtype: str, kind: str) -> dict[KernelDesc, KernelDesc]:
     """Return the forward desc of each desc of a backward; the first of those that share it."""
     found: dict[KernelDesc, KernelDesc] = {}
-    for forward in filter(has_backward, program_descs(program, dtype)):
+    for forward in filter(has_backward, map(attention_of, program_descs(program, dtype, kind=kind))):
         for desc in backward_descs(forward, kind):
             found.setdefault(desc, forward)
     return found

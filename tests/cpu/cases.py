@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nsa_codegen import functional, reference
 from nsa_codegen.desc import KernelDesc
-from nsa_codegen.needed import backward_descs, backward_pack_descs, pack_descs, program_descs
+from nsa_codegen.needed import attention_of, backward_descs, backward_pack_descs, pack_descs, program_descs
 from nsa_codegen.ops import OPS, Sizes
 from nsa_codegen.program import Program
 from nsa_codegen.spec import NSASpec
@@ -125,7 +125,7 @@ def with_backward(descs: Iterable[KernelDesc]) -> list[KernelDesc]:
     """Return `descs` with what they need to run: packing, and their backward."""
     found: list[KernelDesc] = []
     for desc in descs:
-        found += [desc, *backward_descs(desc)]
+        found += [desc, *backward_descs(attention_of(desc))]
         if desc.op == "gather_attention":
             found += [*pack_descs(desc), *backward_pack_descs(desc).values()]
     return list(dict.fromkeys(found))

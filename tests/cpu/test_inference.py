@@ -109,7 +109,7 @@ def test_opcheck(name: str, kernels: Path) -> None:
     kv, gates = keys_of(program, 2, 40), gates_of(program, 2, 40, program.num_heads)
     q = draw(2, 40, program.num_heads, program.head_dim, seed=3)
     keys, values = ([kv[p.name][i] for p in program.paths] for i in (0, 1))
-    arguments = (q, keys, values, gates, inference.text_of(program), 0, 0.25)
+    arguments = (q, keys, values, gates, program.text, 0, 0.25)
     torch.library.opcheck(torch.ops.nsa_codegen.attention.default, arguments)
 
 
@@ -151,3 +151,23 @@ def test_compiled_without_gradients(kernels: Path) -> None:
     call = torch.compile(lambda q: functional.attention(program, q, kv, gates), fullgraph=True)
     with torch.no_grad():
         assert torch.equal(call(q), functional.attention(program, q, kv, gates))
+
+
+def test_attention_that_lists_blocks_gives_what_two_ops_give(kernels: Path) -> None:
+    """Bit for bit, since the schedules of all three take the tokens by 64."""
+    sizes = {"kernel": 8, "stride": 4}
+
+    @drawn(20)
+    @given(tokens=st.integers(1, 700), first=st.integers(0, 200), seed=st.integers(0, 1 << 16))
+    def check(tokens: int, first: int, seed: int) -> None:
+        q, x = draw(2, tokens, 6, 16, seed=seed), draw(2, first + tokens, 2, 24, seed=seed + 1)
+        both = functional.compress(x, **sizes)
+        k, v = both[..., :16].contiguous(), both[..., 16:].contiguous()
+        got = torch.ops.nsa_codegen.scored_attention(q, k, v, 8, 4, 1, 2, 8, 4, 0.25, first)
+        lists = functional.select_blocks(
+            q, k, method="compressed", block_size=8, num_selected=4, num_initial=1, num_local=2, **sizes, q_start=first
+        )
+        wanted = *functional.compressed_attention(q, k, v, **sizes, q_start=first), lists
+        assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+    check()

@@ -32,7 +32,7 @@ from nsa_codegen.ops import OPS, Sizes
 
 assert functional  # registers the gradients of the ops
 SAMPLES = [desc for op in OPS.values() for desc in op.samples]
-SELECTIONS = [desc for desc in SAMPLES if desc.op == "select_blocks"]
+SELECTIONS = [desc for desc in SAMPLES if desc.op in ("select_blocks", "scored_attention")]
 NUMERIC = [desc for desc in SAMPLES if desc.op != "select_blocks"]
 # Backward from what an op of `dispatch` runs: packing has no gradient, and a mean in another dtype only serves scores.
 DIFFERENTIABLE = [
@@ -54,7 +54,9 @@ def sizes(draw: st.DrawFn, op: str) -> Sizes:
     batch, kv_heads = draw(ROWS)
     tokens, q_start = draw(LENGTHS), draw(STARTS)
     batch = max(batch, 256 // tokens)
-    least = 0 if op in ("stream_attention", "select_blocks") else 1  # keys may be missing altogether
+    least = (
+        0 if op in ("stream_attention", "select_blocks", "scored_attention") else 1
+    )  # keys may be missing altogether
     keys = draw(st.one_of(st.just(q_start + tokens), st.integers(least, 330)))
     return Sizes(batch=batch, tokens=tokens, keys=keys, kv_heads=kv_heads, q_start=q_start)
 
@@ -69,15 +71,18 @@ def test_forward_agrees_with_float64(desc: KernelDesc, data: st.DataObject, seed
         got = dispatch.run(desc, **values)
     eager, exact = op.reference(desc, **values), op.reference(desc, **widened(values))
     for name, *triple in zip(op.outputs, got, eager, exact, strict=True):
+        if name == "indices":  # see the test of selections
+            continue
         assert_accurate(*triple, f"{desc} {size}: {name}")
         if desc.op == "pack_blocks":
             assert torch.equal(triple[0], triple[1])
 
 
 def run_op(desc: KernelDesc, impl: str, values: dict[str, Any]) -> tuple[Tensor, ...]:
-    """Run the torch op of `desc`, or its reference."""
+    """Run the torch op of `desc`, or its reference, and return what has gradients."""
     if impl == "reference":
-        return OPS[desc.op].reference(desc, **values)
+        made = OPS[desc.op].reference(desc, **values)
+        return made[:2] if desc.op == "scored_attention" else made
     ops = torch.ops.nsa_codegen
     if desc.op == "compress":
         weights = [values.get(name) for name in ("weight", "bias", "position", "w1", "b1", "w2", "b2")]
@@ -86,6 +91,9 @@ def run_op(desc: KernelDesc, impl: str, values: dict[str, Any]) -> tuple[Tensor,
         outs = [value for name, value in values.items() if name.startswith("o")]
         return (ops.combine(outs, values["gates"]),)
     q, k, v, *rest = (values[name] for name in ("q", "k", "v", "q_start", "scale"))
+    if desc.op == "scored_attention":
+        names = ("block", "n", "initial", "local", "kernel", "stride")
+        return tuple(ops.scored_attention(q, k, v, *map(desc.size, names), *reversed(rest))[:2])
     if desc.op == "stream_attention":
         out = ops.stream_attention(q, k, v, desc.streamed.text, *rest)
     else:
@@ -125,7 +133,7 @@ def test_selection_is_that_of_float64_but_for_rounding(desc: KernelDesc, data: s
         size = Sizes(batch=size.batch, tokens=size.tokens, keys=keys, kv_heads=size.kv_heads, q_start=size.q_start)
     values = make_inputs(desc, size, seed)
     with nan_filled():
-        (got,) = dispatch.run(desc, **values)
+        got = dispatch.run(desc, **values)[-1]
     q, k = values["q"], values["k"]
     if mean_key:  # keys whose block means are k
         missing = size.keys - k.shape[1] * block

@@ -65,6 +65,9 @@ class TestOpcheck:
         lists = torch.randint(-1, 5, (1, 20, 2, 3), dtype=torch.int32, generator=torch.Generator().manual_seed(3))
         self.check(self.ops.gather_attention, self.q, self.k, self.v, lists, 4, True, 0, 0.25)
 
+    def test_scored_attention(self) -> None:
+        self.check(self.ops.scored_attention, self.q, self.k[:, :9], self.v[:, :9], 4, 3, 0, 1, 4, 2, 0.25, 0)
+
     def test_select_blocks(self) -> None:
         q, k = self.q.detach(), self.k.detach()
         self.check(self.ops.select_blocks, q, k, "mean_key", 4, 3, 0, 1, 0, 0, 0.25, 0)
@@ -98,7 +101,9 @@ def test_export_runs_the_same_kernels(model: torch.nn.Module) -> None:
     exported = torch.export.export(model, (x,))
     assert torch.equal(exported.module()(x), model(x))
     names = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
-    assert {"nsa_codegen.gather_attention.default", "nsa_codegen.select_blocks.default"} <= names
+    lists = {f"nsa_codegen.{op}.default" for op in ("select_blocks", "scored_attention")}
+    assert "nsa_codegen.gather_attention.default" in names
+    assert len(lists & names) == 1
 
 
 def test_activation_checkpointing_gives_equal_gradients(model: torch.nn.Module) -> None:

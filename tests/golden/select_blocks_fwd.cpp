@@ -37,8 +37,12 @@ static int32_t select_blocks_kernel(int32_t* indices, float* k, float* q, float*
       nsa::product<64, 4, 4, nsa::ZERO>(s, 64, (&(k[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)32) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 1, q_t, rows[0], 32, s);
       nsa::unpack_lanes<nsa::f32, 1>((&(scores[(((((int64_t)worker) * ((int64_t)blocks)) * (int64_t)64) + ((int64_t)j0[(int64_t)0]))])), ((int64_t)blocks), 0, s, 64, filled[0], rows[0], ones);
     }
-    for (int32_t t = 0; t < ((64) < (v_) ? (64) : (v_)); ++t) {
-      nsa::select_top((&(indices[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)8) + (((((int64_t)t0[(int64_t)0]) + ((int64_t)t)) * ((int64_t)kv_heads)) * (int64_t)8)) + (((int64_t)h[(int64_t)0]) * (int64_t)8))])), (&(scores[(((((int64_t)worker) * ((int64_t)blocks)) * (int64_t)64) + (((int64_t)t) * ((int64_t)blocks)))])), (((q_start + t0[0]) + t) / 16), 8, 0, 1);
+    for (int32_t row = 0; row < ((64) < (v_) ? (64) : (v_)); ++row) {
+      int32_t b_2 = b[0];
+      int32_t t = (t0[0] + row);
+      int32_t h_2 = h[0];
+      int32_t position = ((q_start + t0[0]) + row);
+      nsa::select_top((&(indices[(((((((int64_t)b_2) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)8) + ((((int64_t)t) * ((int64_t)kv_heads)) * (int64_t)8)) + (((int64_t)h_2) * (int64_t)8))])), (&(scores[(((((int64_t)worker) * ((int64_t)blocks)) * (int64_t)64) + (((int64_t)row) * ((int64_t)blocks)))])), (position / 16), 8, 0, 1);
     }
   }
   return 0;

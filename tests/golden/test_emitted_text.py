@@ -13,6 +13,7 @@ import pytest
 from nsa_codegen.desc import KernelDesc
 from nsa_codegen.lowering import lower
 from nsa_codegen.needed import compress_desc, program_descs
+from nsa_codegen.ops import OPS
 from nsa_codegen.schedule import CpuSchedule, ScheduleSpace
 from nsa_codegen.spec import NSASpec
 from nsa_codegen.target import TARGETS
@@ -32,6 +33,7 @@ GOLDEN = {
     "stream_attention_fwd": seed_kernel("stream_attention_fwd"),
     "gather_attention_fwd": seed_kernel("gather_attention_fwd", source="packed"),
     "select_blocks_fwd": seed_kernel("select_blocks_fwd"),
+    "scored_attention_fwd": OPS["scored_attention"].samples[0],
 }
 
 

@@ -13,7 +13,7 @@ LAYERS = (
     "errors", "index_sets", "program", "spec", "desc", "needed", "target", "occupancy", "schedule", "tiling", "runs",
     "source", "manifest", "store", "compiler", "nvcc", "sass", "resources", "workarounds", "reference", "ops",
     "templates", "lowering_gpu", "lowering", "binaries", "build", "selection", "requests", "executor", "emitted",
-    "device", "dispatch", "inference", "checks", "autograd", "conformance", "functional", "nn", "demo", "bench",
+    "device", "dispatch", "checks", "inference", "autograd", "conformance", "functional", "nn", "demo", "bench",
     "tuning", "cli",
 )  # fmt: skip
 WITHOUT_TORCH = LAYERS[: LAYERS.index("reference")]

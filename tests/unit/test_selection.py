@@ -168,6 +168,6 @@ def test_kernels_for_few_queries_are_built_ahead() -> None:
     for request in requests:
         lanes.setdefault(request.desc, set()).add(request.schedule.query_lanes)
     assert {desc.op for desc, found in lanes.items() if 16 in found and len(found) == 2} == {
-        "stream_attention", "select_blocks",
+        "stream_attention", "scored_attention",
     }  # fmt: skip
     assert len(set(requests)) == len(requests)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from nsa_codegen.errors import NSAError, SpecError, UnknownOptionError
 from nsa_codegen.index_sets import RangeSet, TopK, causal, complete, everything, first, top_k, window
+from nsa_codegen.needed import needed_descs
 from nsa_codegen.program import Path, Phi, Program, Tokens
 from nsa_codegen.spec import NSASpec
 
@@ -301,3 +302,32 @@ def test_other_attentions_are_programs_too() -> None:
     assert isinstance(sinks.paths[0].visible, RangeSet)
     moba = program(Path(name="only", visible=top_k("mean_key", n=3, block=16)))
     assert moba.cost(64)[0].pairs == sum(min(t // 16, 2) * 16 + t % 16 + 1 for t in range(64))
+
+
+def test_the_attention_whose_weights_score_blocks_lists_them() -> None:
+    program = NSASpec.paper().program()
+    compressed, selected, window_path = program.paths
+    assert program.lists_of(compressed) == selected
+    assert program.lists_of(window_path) is None
+    assert program.lists_of(selected) is None
+    again = dataclasses.replace(selected, name="again")
+    assert dataclasses.replace(program, paths=(*program.paths, again)).lists_of(compressed) == selected  # the first
+    for other in (
+        NSASpec.seed().program(),  # scores by mean keys
+        NSASpec.paper(causal=False).program(),  # the attention sees tokens that do not score
+        NSASpec.seed(selection="compressed", causal=False, pool_queries=True).program(),
+    ):
+        assert all(other.lists_of(path) is None for path in other.paths)
+
+
+def test_on_a_cpu_one_kernel_attends_and_lists() -> None:
+    program = NSASpec.paper().program()
+    ops = {kind: [d.op for d in needed_descs(program, "bfloat16", "fwd", kind=kind)] for kind in ("cpu", "cuda")}
+    assert "scored_attention" in ops["cpu"]
+    assert "select_blocks" not in ops["cpu"]
+    assert "select_blocks" in ops["cuda"]
+    assert "scored_attention" not in ops["cuda"]
+    backward = [
+        {d for d in needed_descs(program, "bfloat16", "bwd", kind=kind) if d.op == "stream_attention"} for kind in ops
+    ]
+    assert {str(d.visible) for d in backward[0]} == {str(d.visible) for d in backward[1]}

@@ -151,6 +151,16 @@ def mask_tail(s, rows, begin, end):
             s[x, j] = NEG_INF
 
 
+@T.macro
+def store_sums(lse, top, total, tile, filled, b, t0, h, chunk):
+    """Write each row's log-sum-exp, and make of its sum the factor that its output lacks; of no row, 0."""
+    for lane in T.serial(filled):
+        lse[b, t0 + T.truncdiv(lane, tile.heads), h, chunk * tile.heads + T.truncmod(lane, tile.heads)] = scalar(
+            "log_sum_exp", top[lane], total[lane]
+        )
+        total[lane] = scalar("inverse", total[lane])
+
+
 def token_product(desc: KernelDesc, schedule: Schedule) -> Any:
     """Return the macro that adds w1[:, u] times the windows' tokens at u to the mlp's inner layer, [hidden, lanes].
 

@@ -10,10 +10,9 @@ from typing import Any
 import tilelang.language as T
 
 from ...desc import KernelDesc
-from ...index_sets import complete
 from ...schedule import Schedule
 from ...target import Target
-from ...tiling import RowTile, ScoreTile
+from .block_scores import BlockScores, add_scores, invert, keep_sums, list_blocks, load_ends
 from .common import (
     NEG_INF,
     STORAGE,
@@ -39,28 +38,14 @@ def get_select_blocks_fwd_kernel(desc: KernelDesc, schedule: Schedule, target: T
 
 def compressed_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
     """Return the kernel of the paper's selection: softmax over compressed tokens, summed into blocks and over heads."""
-    dtype, group, dk, block = desc.dtype, desc.size("group"), desc.size("dk"), desc.size("block")
-    n, initial, local = desc.size("n"), desc.size("initial"), desc.size("local")
-    kernel, stride = desc.size("kernel"), desc.size("stride")
-    (seen,) = complete(kernel, stride).ranges
-    tile = RowTile.of(group, schedule.query_lanes)
+    dtype, group, dk, n = desc.dtype, desc.size("group"), desc.size("dk"), desc.size("n")
+    facts = BlockScores.of(desc, schedule)
+    tile, step, spilled, seen = facts.tile, facts.scored.tokens, facts.scored.spilled, facts.seen
     lanes, queries, heads, chunks = tile.lanes, tile.queries, tile.heads, tile.chunks
-    scored = ScoreTile.of(desc, schedule)
-    step, own, spilled = scored.tokens, scored.blocks, scored.spilled
     converted = dtype != "float32"
-    sum_blocks = f"block_sums<{lanes}, {step}, {block // stride}, {kernel // stride}>"
     batch, tokens, keys, kv_heads, workers, steps, blocks = (
         T.dynamic(x) for x in ("batch", "tokens", "keys", "kv_heads", "workers", "steps", "blocks")
     )
-
-    @T.macro
-    def load_bounds(lo, hi, filled, t0, q_start):
-        """Set the end of the tokens that each lane's query sees; a lane without a query sees none."""
-        for lane in T.serial(lanes):
-            lo[lane] = 0
-            hi[lane] = 0
-            if lane < filled:
-                hi[lane] = bound_at(seen.hi, q_start + t0 + T.truncdiv(lane, heads), keys)
 
     @T.prim_func
     def select_blocks(
@@ -86,19 +71,15 @@ def compressed_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
             hi = T.alloc_local((lanes,), "int32")
             k_up = T.alloc_local((step if converted else 1, dk), "float32")
             b, h, t0 = (T.alloc_var("int32") for _ in range(3))
-            end, j0, rows, used, tiles, filled = (T.alloc_var("int32") for _ in range(6))
-            group_sum, block_sum = T.alloc_var("float32"), T.alloc_var("float32")
+            end, j0, rows, filled = (T.alloc_var("int32") for _ in range(4))
             for task in T.serial(task_lo, task_hi):
                 b, h, t0, _ = decode_task(task, T.ceildiv(tokens, queries), kv_heads, 1, queries)
-                first = q_start + t0
-                last = q_start + T.min(t0 + queries, tokens) - 1
-                end = bound_at(seen.hi, last, keys)
-                used = T.truncdiv(last, block) + 1
+                end = bound_at(seen, q_start + T.min(t0 + queries, tokens) - 1, keys)
                 call("fill", T.address_of(scores[worker, 0, 0]), T.float32(0), queries * blocks)
                 for chunk in T.serial(chunks):
                     filled = rows_of_tile(tile, group, tokens, t0, chunk)
                     pack_lanes(dtype, q_t, q, heads, filled, scalar("log2_units", scale), b, t0, h, chunk * heads)
-                    load_bounds(lo, hi, filled, t0, q_start)
+                    load_ends(lo, hi, facts, filled, q_start + t0, keys)
                     call("fill", top.data, NEG_INF, lanes)
                     call("fill", total.data, T.float32(0), lanes)
                     for i in T.serial(T.ceildiv(end, step)):
@@ -110,37 +91,14 @@ def compressed_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                             product(lanes, schedule, "ZERO"),
                             *(s.data, lanes, *rows_at(dtype, k, k_up, b, j0, h), q_t.data, rows, dk, factor.data),
                         )
-                        if j0 + rows > bound_at(seen.hi, first, keys):
+                        if j0 + rows > bound_at(seen, q_start + t0, keys):
                             call(f"mask_lanes<{lanes}, 1>", s.data, lo.data, hi.data, j0, rows)
                         call(f"softmax_step<{lanes}>", s.data, rows, top.data, total.data, factor.data)
-                        call(sum_blocks, T.address_of(sums[worker, i, 0, 0]), s.data, rows)
-                        call("copy", T.address_of(tops[worker, i, 0]), top.data, lanes)
-                    tiles = T.ceildiv(end, step)
-                    for i in T.serial(tiles):
-                        call(f"rescale<{lanes}>", T.address_of(tops[worker, i, 0]), top.data)
-                    for lane in T.serial(lanes):
-                        total[lane] = scalar("inverse", total[lane])
-                    # A block at a tile's edge is whole before it is normalised: equal blocks get equal scores.
-                    for x in T.serial(T.min(used, (tiles - 1) * own + spilled)):
-                        for t in T.serial(queries):
-                            group_sum = 0.0
-                            for g in T.serial(heads):
-                                block_sum = 0.0
-                                for i in T.serial(
-                                    T.truncdiv(T.max(0, x - spilled + own), own), T.min(tiles, T.truncdiv(x, own) + 1)
-                                ):
-                                    block_sum = (
-                                        block_sum
-                                        + sums[worker, i, x - i * own, t * heads + g] * tops[worker, i, t * heads + g]
-                                    )
-                                group_sum = group_sum + block_sum * total[t * heads + g]
-                            scores[worker, t, x] = scores[worker, t, x] + group_sum
+                        keep_sums(sums, tops, facts, worker, i, s, rows, top)
+                    invert(total, lanes)
+                    add_scores(scores, sums, tops, facts, worker, T.ceildiv(end, step), top, total)
                 for t in T.serial(T.min(queries, tokens - t0)):
-                    call(
-                        "select_top",
-                        *(T.address_of(indices[b, t0 + t, h, 0]), T.address_of(scores[worker, t, 0])),
-                        *(T.truncdiv(first + t, block), n, initial, local),
-                    )
+                    list_blocks(indices, scores, desc, worker, b, t0 + t, h, t, q_start + t0 + t)
 
     return select_blocks
 
@@ -148,8 +106,7 @@ def compressed_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
 def mean_key_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
     """Return the kernel of the seed's selection: `k` holds the float32 means of the complete blocks."""
     dtype, group, dk, block = desc.dtype, desc.size("group"), desc.size("dk"), desc.size("block")
-    n, initial, local = desc.size("n"), desc.size("initial"), desc.size("local")
-    lanes, step = schedule.query_lanes, schedule.key_tile
+    n, lanes, step = desc.size("n"), schedule.query_lanes, schedule.key_tile
     batch, tokens, keys, kv_heads, workers, blocks = (
         T.dynamic(x) for x in ("batch", "tokens", "keys", "kv_heads", "workers", "blocks")
     )
@@ -199,10 +156,6 @@ def mean_key_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                         *(s.data, lanes, filled, rows, ones.data),
                     )
                 for t in T.serial(T.min(lanes, tokens - t0)):
-                    call(
-                        "select_top",
-                        *(T.address_of(indices[b, t0 + t, h, 0]), T.address_of(scores[worker, t, 0])),
-                        *(T.truncdiv(q_start + t0 + t, block), n, initial, local),
-                    )
+                    list_blocks(indices, scores, desc, worker, b, t0 + t, h, t, q_start + t0 + t)
 
     return select_blocks

@@ -76,6 +76,15 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                     lo[r, lane] = bound_at(span.lo, q_start + t, keys)
                     hi[r, lane] = bound_at(span.hi, q_start + t, keys)
 
+    def add_to_keys(parts, key, kept, weights, rows_up, rows, filled):
+        """Return the call that adds weights [keys, lanes] times the tile's rows to gradients of keys, from `key` on."""
+        wide = rows_up.shape[1]
+        return call(
+            product(wide, schedule, "SUM"),
+            *(T.address_of(parts[(*key, 0)]), wide, T.address_of(kept[(*weights, 0)]), lanes, 1),
+            *(rows_up.data, rows, filled, rows_up.data),
+        )
+
     @T.macro
     def copy_rows(x, rows_of_x, wide, b, t0, h, chunk, filled):
         """Copy the tile's rows of x [batch, tokens, kv_heads, group, dim] as float32, zeros past dim."""
@@ -194,31 +203,11 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                                     *(dq_t.data, lanes, *columns_at(dtype, k, k_up, b, j0, h)),
                                     *(T.address_of(kept[worker, 1, at, 0]), dk, rows, q_t.data),
                                 )
-                                call(
-                                    product(wide_k, schedule, "SUM"),
-                                    *(T.address_of(parts_k[b, h, index, j0 - from_key, 0]), wide_k),
-                                    *(
-                                        T.address_of(kept[worker, 1, at, 0]),
-                                        lanes,
-                                        1,
-                                        q_up.data,
-                                        rows,
-                                        filled,
-                                        q_t.data,
-                                    ),
+                                add_to_keys(
+                                    parts_k, (b, h, index, j0 - from_key), kept, (worker, 1, at), q_up, rows, filled
                                 )
-                                call(
-                                    product(wide_v, schedule, "SUM"),
-                                    *(T.address_of(parts_v[b, h, index, j0 - from_key, 0]), wide_v),
-                                    *(
-                                        T.address_of(kept[worker, 0, at, 0]),
-                                        lanes,
-                                        1,
-                                        do_up.data,
-                                        rows,
-                                        filled,
-                                        q_t.data,
-                                    ),
+                                add_to_keys(
+                                    parts_v, (b, h, index, j0 - from_key), kept, (worker, 0, at), do_up, rows, filled
                                 )
                                 at = at + rows
                         call("fill", base.data, scale, lanes)

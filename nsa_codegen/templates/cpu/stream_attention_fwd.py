@@ -26,6 +26,7 @@ from .common import (
     rows_of_tile,
     scalar,
     stage_rows,
+    store_sums,
     unpack_lanes,
 )
 
@@ -51,15 +52,6 @@ def get_stream_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                 if lane < filled:
                     lo[r, lane] = bound_at(span.lo, q_start + t0 + T.truncdiv(lane, heads), keys)
                     hi[r, lane] = bound_at(span.hi, q_start + t0 + T.truncdiv(lane, heads), keys)
-
-    @T.macro
-    def store_sums(lse, top, total, filled, b, t0, h, chunk):
-        """Write each row's log-sum-exp, and make of its sum the factor that its output lacks."""
-        for lane in T.serial(filled):
-            lse[b, t0 + T.truncdiv(lane, heads), h, chunk * heads + T.truncmod(lane, heads)] = scalar(
-                "log_sum_exp", top[lane], total[lane]
-            )
-            total[lane] = scalar("inverse", total[lane])
 
     @T.prim_func
     def stream_attention(
@@ -117,7 +109,7 @@ def get_stream_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                             product(lanes, schedule, "RESCALE"),
                             *(o_t.data, lanes, *columns_at(dtype, v, v_up, b, j0, h), s.data, dv, rows, alpha.data),
                         )
-                store_sums(lse, top, total, filled, b, t0, h, chunk)
+                store_sums(lse, top, total, tile, filled, b, t0, h, chunk)
                 unpack_lanes(dtype, out, o_t, heads, filled, total, b, t0, h, chunk * heads)
 
     return stream_attention

@@ -400,19 +400,45 @@ NSA_INLINE void scale_row(float *x, float factor, int n) {
 
 // One step of the block scores (paper eq. 9, 0-based): P holds weights of `rows` <= TOKENS compressed tokens per lane,
 // the first of them the first of a block; sums[b] = sum of P[x] over the (x, u), 0 <= u < OVERLAP, in block b, that is
-// (x + u) / PER_BLOCK == b. Blocks past the tile's own hold what spills over.
+// (x + u) / PER_BLOCK == b. Blocks past the tile's own hold what spills over. What spills into a block and what is its
+// own are summed apart, so that a block at the edge of two tiles gets the sum of any other.
 template <int LANES, int TOKENS, int PER_BLOCK, int OVERLAP>
 NSA_INLINE void block_sums(float *sums, const float *P, int rows) {
   constexpr int blocks = (TOKENS + OVERLAP - 2) / PER_BLOCK + 1;
-  for (int lane = 0; lane < LANES; lane += W) {
-    for (int b = 0; b < blocks; b++)
-      store(sums + b * LANES + lane, vf{});
-    for (int x = 0; x < rows; x++) {
-      vf p = load(P + x * LANES + lane);
-      NSA_UNROLL for (int u = 0; u < OVERLAP; u++) {
-        float *sum = sums + (x + u) / PER_BLOCK * LANES + lane;
-        store(sum, load(sum) + p);
-      }
+  for (int b = 0; b < blocks; b++) {
+    int first = b * PER_BLOCK;
+    for (int lane = 0; lane < LANES; lane += W) {
+      vf spilled = vf{}, own = vf{};
+      for (int m = OVERLAP - 1; m > 0; m--) // as often as an u takes the token m before the block into it
+        if (m <= first && first - m < rows)
+          spilled += load(P + (first - m) * LANES + lane) * (float)(OVERLAP - m < PER_BLOCK ? OVERLAP - m : PER_BLOCK);
+      for (int i = 0; i < PER_BLOCK; i++)
+        if (first + i < rows)
+          own += load(P + (first + i) * LANES + lane) * (float)(OVERLAP < PER_BLOCK - i ? OVERLAP : PER_BLOCK - i);
+      store(sums + b * LANES + lane, spilled + own);
+    }
+  }
+}
+
+// scores[t * stride + x] += what the heads of query t sum to in block x, for x < blocks. sums[i][SPILLED][LANES] are those
+// of the tiles of OWN blocks, kept relative to a maximum that factors[i][LANES] correct for, and inverse[LANES] normalises.
+template <int LANES, int HEADS, int QUERIES, int OWN, int SPILLED>
+NSA_INLINE void add_block_scores(float *scores, int64_t stride, const float *sums, const float *factors,
+                                 const float *inverse, int tiles, int blocks) {
+  for (int x = 0; x < blocks; x++) {
+    alignas(64) float whole[LANES];
+    int begin = x < SPILLED ? 0 : (x - SPILLED) / OWN + 1, end = x / OWN + 1 < tiles ? x / OWN + 1 : tiles;
+    for (int lane = 0; lane < LANES; lane += W) {
+      vf sum = vf{};
+      for (int i = begin; i < end; i++)
+        sum += load(sums + ((int64_t)i * SPILLED + x - i * OWN) * LANES + lane) * load(factors + (int64_t)i * LANES + lane);
+      store(whole + lane, sum * load(inverse + lane));
+    }
+    for (int t = 0; t < QUERIES; t++) {
+      float sum = 0.0f;
+      for (int g = 0; g < HEADS; g++)
+        sum += whole[t * HEADS + g];
+      scores[t * stride + x] += sum;
     }
   }
 }

@@ -1,0 +1,111 @@
+"""Attention over compressed tokens that lists blocks by its own weights, forward (paper eq. 5, 8-12).
+
+One task is a tile of queries of one key/value head. The weights that sum the values are summed into blocks as well, so
+that the scores of the selection cost no second product with the keys.
+"""
+
+from typing import Any
+
+import tilelang.language as T
+
+from ...desc import KernelDesc
+from ...schedule import Schedule
+from ...target import Target
+from .block_scores import BlockScores, add_scores, keep_sums, list_blocks, load_ends
+from .common import (
+    NEG_INF,
+    STORAGE,
+    bound_at,
+    call,
+    columns_at,
+    decode_task,
+    pack_lanes,
+    prelude,
+    product,
+    rows_at,
+    rows_of_tile,
+    scalar,
+    stage_rows,
+    store_sums,
+    unpack_lanes,
+)
+
+
+def get_scored_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any:
+    """Return the kernel for `desc` (dims of the attention and of the selection): q, k, v -> out, lse, indices."""
+    dtype, group, dk, dv, n = desc.dtype, desc.size("group"), desc.size("dk"), desc.size("dv"), desc.size("n")
+    facts = BlockScores.of(desc, schedule)
+    tile, step, spilled, seen = facts.tile, facts.scored.tokens, facts.scored.spilled, facts.seen
+    lanes, queries, heads, chunks = tile.lanes, tile.queries, tile.heads, tile.chunks
+    storage, converted = STORAGE[dtype], dtype != "float32"
+    staged = step if converted else 1
+    batch, tokens, keys, kv_heads, workers, steps, blocks = (
+        T.dynamic(x) for x in ("batch", "tokens", "keys", "kv_heads", "workers", "steps", "blocks")
+    )
+
+    @T.prim_func
+    def scored_attention(
+        q: T.Tensor((batch, tokens, kv_heads, group, dk), storage),
+        k: T.Tensor((batch, keys, kv_heads, dk), storage),
+        v: T.Tensor((batch, keys, kv_heads, dv), storage),
+        out: T.Tensor((batch, tokens, kv_heads, group, dv), storage),
+        lse: T.Tensor((batch, tokens, kv_heads, group), "float32"),
+        indices: T.Tensor((batch, tokens, kv_heads, n), "int32"),
+        sums: T.Tensor((workers, steps, spilled, lanes), "float32"),
+        tops: T.Tensor((workers, steps, lanes), "float32"),
+        scores: T.Tensor((workers, queries, blocks), "float32"),
+        q_start: T.int32,
+        scale: T.float32,
+        task_lo: T.int32,
+        task_hi: T.int32,
+        worker: T.int32,
+    ):
+        with T.Kernel(1, prelude=prelude(n)) as _:
+            q_t = T.alloc_local((dk, lanes), "float32")
+            s = T.alloc_local((step, lanes), "float32")
+            o_t = T.alloc_local((dv, lanes), "float32")
+            top = T.alloc_local((lanes,), "float32")
+            total = T.alloc_local((lanes,), "float32")
+            alpha = T.alloc_local((lanes,), "float32")
+            lo = T.alloc_local((lanes,), "int32")
+            hi = T.alloc_local((lanes,), "int32")
+            k_up = T.alloc_local((staged, dk), "float32")
+            v_up = T.alloc_local((staged, dv), "float32")
+            b, h, t0 = (T.alloc_var("int32") for _ in range(3))
+            end, j0, rows, filled = (T.alloc_var("int32") for _ in range(4))
+            for task in T.serial(task_lo, task_hi):
+                b, h, t0, _ = decode_task(task, T.ceildiv(tokens, queries), kv_heads, 1, queries)
+                end = bound_at(seen, q_start + T.min(t0 + queries, tokens) - 1, keys)
+                call("fill", T.address_of(scores[worker, 0, 0]), T.float32(0), queries * blocks)
+                for chunk in T.serial(chunks):
+                    filled = rows_of_tile(tile, group, tokens, t0, chunk)
+                    pack_lanes(dtype, q_t, q, heads, filled, scalar("log2_units", scale), b, t0, h, chunk * heads)
+                    load_ends(lo, hi, facts, filled, q_start + t0, keys)
+                    call("fill", top.data, NEG_INF, lanes)
+                    call("fill", total.data, T.float32(0), lanes)
+                    call("fill", o_t.data, T.float32(0), dv * lanes)
+                    for i in T.serial(T.ceildiv(end, step)):
+                        j0 = i * step
+                        rows = T.min(step, end - j0)
+                        if converted:
+                            stage_rows(dtype, k, k_up, rows, b, j0, h)
+                            stage_rows(dtype, v, v_up, rows, b, j0, h)
+                        call(
+                            product(lanes, schedule, "ZERO"),
+                            *(s.data, lanes, *rows_at(dtype, k, k_up, b, j0, h), q_t.data, rows, dk, alpha.data),
+                        )
+                        if j0 + rows > bound_at(seen, q_start + t0, keys):
+                            call(f"mask_lanes<{lanes}, 1>", s.data, lo.data, hi.data, j0, rows)
+                        call(f"softmax_step<{lanes}>", s.data, rows, top.data, total.data, alpha.data)
+                        keep_sums(sums, tops, facts, worker, i, s, rows, top)
+                        call(
+                            product(lanes, schedule, "RESCALE"),
+                            *(o_t.data, lanes, *columns_at(dtype, v, v_up, b, j0, h), s.data, dv, rows, alpha.data),
+                        )
+                    store_sums(lse, top, total, tile, filled, b, t0, h, chunk)
+                    unpack_lanes(dtype, out, o_t, heads, filled, total, b, t0, h, chunk * heads)
+                    add_scores(scores, sums, tops, facts, worker, T.ceildiv(end, step), top, total)
+                for t in T.serial(T.min(queries, tokens - t0)):
+                    list_blocks(indices, scores, desc, worker, b, t0 + t, h, t, q_start + t0 + t)
+
+    return scored_attention

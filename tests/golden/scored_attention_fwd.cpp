@@ -1,0 +1,121 @@
+// scored_attention_fwd(float32, block=8, dk=32, dv=48, group=1, initial=1, kernel=8, local=2, method=compressed, n=4, stride=4)
+// schedule query_lanes=64 key_tile=64 register_rows=4 register_vectors=4
+// target x86_64_v4 (cpu, 512-bit vectors, 32 registers)
+// emitted by TileLang 0.1.15
+// NSA_MAX_SELECTED 4, then templates/cpu/tile.h
+
+static int32_t scored_attention_kernel(int32_t* indices, float* k, float* lse, float* out, float* q, float* scores, float* sums, float* tops, float* v, int32_t blocks, int32_t keys, int32_t kv_heads, int32_t q_start, float scale, int32_t steps, int32_t task_hi, int32_t task_lo, int32_t tokens, int32_t worker) {
+  int32_t b[1];
+  int32_t h[1];
+  int32_t t0[1];
+  int32_t end[1];
+  int32_t filled[1];
+  float q_t[2048];
+  int32_t lo[64];
+  int32_t hi[64];
+  float top[64];
+  float total[64];
+  float o_t[3072];
+  int32_t j0[1];
+  int32_t rows[1];
+  float s[4096];
+  float alpha[64];
+  for (int32_t task = task_lo; task < task_hi; ++task) {
+    b[0] = (task / (((tokens + 63) >> 6) * kv_heads));
+    h[0] = ((task / ((tokens + 63) >> 6)) % kv_heads);
+    t0[0] = ((task % ((tokens + 63) >> 6)) * 64);
+    int32_t v_ = t0[0] + 64;
+    int32_t v__1 = ((((v_) < (tokens) ? (v_) : (tokens)) + q_start) - 4) / 4;
+    int32_t v__2 = (v__1) < (keys) ? (v__1) : (keys);
+    end[0] = ((0) > (v__2) ? (0) : (v__2));
+    nsa::fill((&(scores[((((int64_t)worker) * ((int64_t)blocks)) * (int64_t)64)])), 0.000000e+00f, (blocks * 64));
+    int32_t v__3 = tokens - t0[0];
+    filled[0] = ((64) < (v__3) ? (64) : (v__3));
+    nsa::pack_lanes<nsa::f32, 1>(q_t, 64, (&(q[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 32, filled[0], 32, nsa::log2_units(scale));
+    int32_t filled_1 = filled[0];
+    int32_t position = (q_start + t0[0]);
+    for (int32_t lane = 0; lane < 64; ++lane) {
+      lo[lane] = 0;
+      hi[lane] = 0;
+      if (lane < filled_1) {
+        int32_t v__4 = ((position + lane) - 3) / 4;
+        int32_t v__5 = (v__4) < (keys) ? (v__4) : (keys);
+        hi[lane] = ((0) > (v__5) ? (0) : (v__5));
+      }
+    }
+    nsa::fill(top, -INFINITY, 64);
+    nsa::fill(total, 0.000000e+00f, 64);
+    nsa::fill(o_t, 0.000000e+00f, 3072);
+    for (int32_t i = 0; i < ((end[0] + 63) >> 6); ++i) {
+      j0[0] = (i * 64);
+      int32_t v__6 = end[0] - j0[0];
+      rows[0] = ((64) < (v__6) ? (64) : (v__6));
+      nsa::product<64, 4, 4, nsa::ZERO>(s, 64, (&(k[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)32) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 1, q_t, rows[0], 32, alpha);
+      if ((0 < (j0[0] + rows[0])) && (((((q_start + t0[0]) - 3) / 4) < (j0[0] + rows[0])) || (keys < (j0[0] + rows[0])))) {
+        nsa::mask_lanes<64, 1>(s, lo, hi, j0[0], rows[0]);
+      }
+      nsa::softmax_step<64>(s, rows[0], top, total, alpha);
+      int32_t rows_1 = rows[0];
+      nsa::block_sums<64, 64, 2, 2>((&(sums[((((int64_t)i) * (int64_t)2112) + ((((int64_t)worker) * ((int64_t)steps)) * (int64_t)2112))])), s, rows_1);
+      nsa::copy((&(tops[((((int64_t)i) * (int64_t)64) + ((((int64_t)worker) * ((int64_t)steps)) * (int64_t)64))])), top, 64);
+      nsa::product<64, 4, 4, nsa::RESCALE>(o_t, 64, (&(v[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)48) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)48)) + (((int64_t)h[(int64_t)0]) * (int64_t)48))])), 1, (((int64_t)kv_heads) * (int64_t)48), s, 48, rows[0], alpha);
+    }
+    int32_t filled_2 = filled[0];
+    int32_t b_1 = b[0];
+    int32_t t0_1 = t0[0];
+    int32_t h_1 = h[0];
+    for (int32_t lane_1 = 0; lane_1 < filled_2; ++lane_1) {
+      lse[((((((int64_t)b_1) * ((int64_t)kv_heads)) * ((int64_t)tokens)) + ((((int64_t)t0_1) + ((int64_t)lane_1)) * ((int64_t)kv_heads))) + ((int64_t)h_1))] = nsa::log_sum_exp(top[lane_1], total[lane_1]);
+      total[lane_1] = nsa::inverse(total[lane_1]);
+    }
+    nsa::unpack_lanes<nsa::f32, 1>((&(out[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)48) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)48)) + (((int64_t)h[(int64_t)0]) * (int64_t)48))])), (((int64_t)kv_heads) * (int64_t)48), 48, o_t, 64, filled[0], 48, total);
+    int32_t tiles = ((end[0] + 63) >> 6);
+    for (int32_t i_1 = 0; i_1 < tiles; ++i_1) {
+      nsa::rescale<64>((&(tops[((((int64_t)i_1) * (int64_t)64) + ((((int64_t)worker) * ((int64_t)steps)) * (int64_t)64))])), top);
+    }
+    int32_t v__7 = (tiles * 32) + 1;
+    nsa::add_block_scores<64, 1, 64, 32, 33>((&(scores[((((int64_t)worker) * ((int64_t)blocks)) * (int64_t)64)])), ((int64_t)blocks), (&(sums[((((int64_t)worker) * ((int64_t)steps)) * (int64_t)2112)])), (&(tops[((((int64_t)worker) * ((int64_t)steps)) * (int64_t)64)])), total, tiles, ((blocks) < (v__7) ? (blocks) : (v__7)));
+    for (int32_t row = 0; row < ((64) < (v__3) ? (64) : (v__3)); ++row) {
+      int32_t b_2 = b[0];
+      int32_t t = (t0[0] + row);
+      int32_t h_2 = h[0];
+      int32_t position_1 = ((q_start + t0[0]) + row);
+      nsa::select_top((&(indices[(((((((int64_t)b_2) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)4) + ((((int64_t)t) * ((int64_t)kv_heads)) * (int64_t)4)) + (((int64_t)h_2) * (int64_t)4))])), (&(scores[(((((int64_t)worker) * ((int64_t)blocks)) * (int64_t)64) + (((int64_t)row) * ((int64_t)blocks)))])), (position_1 / 8), 4, 1, 2);
+    }
+  }
+  return 0;
+}
+
+// Entry: independent tasks over the threads of the pool; the rest is what the tasks read and write.
+typedef int32_t (*nsa_task_fn)(void *context, int32_t lo, int32_t hi, int32_t worker);
+typedef int32_t (*nsa_parallel_fn)(nsa_task_fn task, void *context, int32_t tasks, int32_t threads);
+namespace {
+struct nsa_context {
+  int32_t* indices;
+  float* k;
+  float* lse;
+  float* out;
+  float* q;
+  float* scores;
+  float* sums;
+  float* tops;
+  float* v;
+  int32_t blocks;
+  int32_t keys;
+  int32_t kv_heads;
+  int32_t q_start;
+  float scale;
+  int32_t steps;
+  int32_t tokens;
+};
+int32_t nsa_task(void *context, int32_t task_lo, int32_t task_hi, int32_t worker) {
+  const nsa_context &a = *(const nsa_context *)context;
+  (void)worker;
+  return scored_attention_kernel(a.indices, a.k, a.lse, a.out, a.q, a.scores, a.sums, a.tops, a.v, a.blocks, a.keys, a.kv_heads, a.q_start, a.scale, a.steps, task_hi, task_lo, a.tokens, worker);
+}
+} // namespace
+extern "C" int32_t nsa_scored_attention(nsa_parallel_fn parallel, int32_t threads, int32_t tasks, int32_t* indices, float* k, float* lse, float* out, float* q, float* scores, float* sums, float* tops, float* v, int32_t blocks, int32_t keys, int32_t kv_heads, int32_t q_start, float scale, int32_t steps, int32_t tokens) {
+  nsa_context context = {indices, k, lse, out, q, scores, sums, tops, v, blocks, keys, kv_heads, q_start, scale, steps, tokens};
+  return parallel(nsa_task, &context, tasks, threads);
+}
+
