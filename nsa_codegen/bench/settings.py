@@ -11,7 +11,8 @@ from ..index_sets import require_choice, require_size
 from ..spec import NSASpec
 
 PARTS = (
-    "forward", "backward", "ops", "ops_backward", "decode", "seed", "model", "module", "flex", "memory", "start",
+    "forward", "backward", "ops", "ops_backward", "decode", "seed", "variants", "model", "module", "flex", "memory",
+    "start",
 )  # fmt: skip
 
 

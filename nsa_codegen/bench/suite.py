@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,13 +11,14 @@ from typing import Any
 
 import torch
 
-from ..build import build_all
+from ..build import Request, build_all
+from ..desc import DTYPES
 from ..errors import NSAError
 from ..ops import Work
 from ..requests import needed_requests
 from ..spec import NSASpec
 from ..target import native_target
-from . import contenders, flex
+from . import contenders, flex, variants
 from .machine import Limits, machine_facts, measure_limits
 from .measure import Contender, Timing, interleave
 from .memory import measure_peak
@@ -73,6 +75,8 @@ def plan(settings: Settings) -> Iterator[Comparison]:
         seed, t = NSASpec.seed(), _SEED_TOKENS
         for name, make in (("seed forward", contenders.forward), ("seed backward", contenders.backward)):
             yield _made("seed", name, t, "sdpa", make, seed, dtype, t, batch=_SEED_BATCH)
+    if "variants" in parts:
+        yield from _variants(settings)
     if "model" in parts:
         for name, train in (("model forward", False), ("model training step", True)):
             yield _made("model", name, _SEED_TOKENS, "sdpa", contenders.model, train=train)
@@ -84,6 +88,15 @@ def plan(settings: Settings) -> Iterator[Comparison]:
             yield _made("module", "module forward", t, held_to, contenders.module, spec, dtype, t, skipped=skipped)
     if "flex" in parts:
         yield from _flex(settings)
+
+
+def _variants(settings: Settings) -> Iterator[Comparison]:
+    for what in variants.VARIANTS:
+        for direction, lengths in (("forward", settings.tokens), ("backward", settings.backward_tokens)):
+            options: dict[str, Any] = {"what": what, "direction": direction, "threads": settings.threads}
+            make = functools.partial(variants.contenders, settings.spec, settings.dtype, **options)
+            for t in (t for t in lengths if t <= variants.MOST_TOKENS):
+                yield _made("variants", f"{what} {direction}", t, variants.baseline_of(what), make, t)
 
 
 def _flex(settings: Settings) -> Iterator[Comparison]:
@@ -192,7 +205,9 @@ def memory_cases(settings: Settings) -> Iterator[dict[str, Any]]:
 
 def _build(settings: Settings) -> None:
     target = native_target()
-    wanted = list(needed_requests(settings.spec.program(), settings.dtype, target))
+    wanted: list[Request] = []
+    for dtype in DTYPES if "variants" in settings.parts else (settings.dtype,):
+        wanted += needed_requests(settings.spec.program(), dtype, target)
     if {"seed", "model"} & set(settings.parts):
         for dtype in dict.fromkeys((settings.dtype, "float32")):
             wanted += needed_requests(NSASpec.seed().program(), dtype, target)

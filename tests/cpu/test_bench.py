@@ -21,8 +21,9 @@ from nsa_codegen.spec import NSASpec
 
 DIMS = {"num_heads": 2, "num_kv_heads": 1, "head_dim": 16}
 SETTINGS = Settings(tokens=(96,), backward_tokens=(96,), threads=1, **DIMS)  # type: ignore[arg-type]
+VARIANTS = (torch.float32, torch.bfloat16, torch.float16)
 KERNELS = [
-    *kernels_of(SETTINGS.spec.program(), torch.float32),
+    *(d for dtype in VARIANTS for d in kernels_of(SETTINGS.spec.program(), dtype)),
     *kernels_of(NSASpec.seed().program(), torch.float32),
 ]
 PARTS = {
@@ -30,6 +31,8 @@ PARTS = {
     "eager forward": ("forward", [96], {"nsa", "reference"}),
     "backward": ("backward", [96], {"nsa", "sdpa"}),
     "steps backward": ("ops_backward", [96], {"nsa", "compress", "selected_attention", "combine"}),
+    "threads forward": ("variants", [96], {"1 thread"}),
+    "dtypes backward": ("variants", [96], {"float32", "bfloat16", "float16"}),
     "decode": ("decode", [64, 96], {"nsa", "sdpa"}),
     "module forward": ("module", [96], {"nsa", "sdpa"}),
 }

@@ -53,7 +53,9 @@ def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return logs
 
 
-def test_a_generic_schedule_shows_the_chain_that_led_to_it() -> None:
+def test_a_generic_schedule_shows_the_chain_that_led_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fallback.toml").write_text((schedules_folder() / "fallback.toml").read_text())
+    monkeypatch.setattr(selection, "schedules_folder", lambda: tmp_path)
     found = {item["kernel"]: item for item in shown("gather_attention", "--target", "sm_86", "--head-dim", "192")}
     (item,) = found.values()
     assert item["source"].startswith("fallback.toml mma.gather_attention_fwd choice") and item["record"] is None
