@@ -274,7 +274,7 @@ def attention(
     made: dict[str, Tensor] = {}
     for path in program.paths:
         if (listed := program.lists_of(path)) is not None and use_compiled(call, impl, q):
-            made[path.name], made[listed.name] = _scored_path(call, path, listed, q, kv, **options)
+            made[path.name], made[listed.name] = _scored_path(program, path, listed, q, kv, **options)
     outs = [made[p.name] if p.name in made else _path(program, p, q, kv, **options) for p in program.paths]
     if program.combine == "none":
         if gates is not None:
@@ -352,7 +352,7 @@ def _path(
 
 
 def _scored_path(
-    call: str,
+    program: Program,
     path: Path,
     listed: Path,
     q: Tensor,
@@ -363,10 +363,10 @@ def _scored_path(
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     """Return the outputs of `path`, over compressed tokens, and of `listed`, whose blocks its weights score."""
-    (k, v), phi, visible = kv[path.name], path.keys, listed.visible
+    (k, v), phi, visible, call = kv[path.name], path.keys, listed.visible, f"attention({program.name}.{path.name})"
     assert isinstance(phi, Phi) and isinstance(visible, TopK)
-    require_attention(f"{call[:-1]}.{path.name})", q, k, v)
-    require_attention(f"{call[:-1]}.{listed.name})", q, *kv[listed.name])
+    require_attention(call, q, k, v)
+    require_attention(f"attention({program.name}.{listed.name})", q, *kv[listed.name])
     require_position(call, q_start, q)
     sizes = (visible.block, visible.n, visible.initial, visible.local, phi.kernel, phi.stride)
     out, _, indices = _ops.scored_attention(q, k, v, *sizes, checked_scale(call, scale, q), q_start)

@@ -62,7 +62,7 @@ def path_descs(program: Program, path: Path, dtype: str, kind: str) -> list[Kern
         found.append(compress_desc("mean", dtype, kernel=block, stride=block, dim=program.head_dim, out="float32"))
     phi_of_scores = program.source_of(visible)
     windows = {} if phi_of_scores is None else {"kernel": phi_of_scores.kernel, "stride": phi_of_scores.stride}
-    scoring = program.source_path(path)
+    scoring = program.source_path(visible)
     if scoring is None or kind != "cpu" or program.lists_of(scoring) != path:
         found.append(select_desc(visible, dtype, group=program.group, dk=program.head_dim, **windows))
     for source in ("packed", "plain") if kind == "cpu" else ("plain",):

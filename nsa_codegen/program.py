@@ -134,7 +134,7 @@ class Program:
 
     def _listings(self) -> Iterator[tuple[str, str]]:
         for path in reversed(self.paths):  # of several the first is kept
-            source = self.source_path(path)
+            source = self.source_path(path.visible) if isinstance(path.visible, TopK) else None
             if source is None or not isinstance(source.keys, Phi) or source.pool_queries:
                 continue
             if source.visible == complete(source.keys.kernel, source.keys.stride):
@@ -197,11 +197,15 @@ class Program:
 
     def source_of(self, visible: TopK) -> Phi | None:
         """Return the `phi` whose compressed tokens score the blocks of `visible`, if any."""
-        if visible.score != "compressed":
+        source = self.source_path(visible)
+        if source is None:
             return None
-        keys = self.path(visible.source).keys
-        assert isinstance(keys, Phi)
-        return keys
+        assert isinstance(source.keys, Phi)
+        return source.keys
+
+    def source_path(self, visible: TopK) -> Path | None:
+        """Return the path whose compressed tokens score the blocks of `visible`, if any."""
+        return self.path(visible.source) if visible.score == "compressed" else None
 
     def lists_of(self, path: Path) -> Path | None:
         """Return the path whose blocks the attention of `path` can score with its own weights, or None.
@@ -211,11 +215,6 @@ class Program:
         """
         name = self._listed.get(path.name)
         return None if name is None else self.path(name)
-
-    def source_path(self, path: Path) -> Path | None:
-        """Return the path whose compressed tokens score the blocks of `path`, if any."""
-        visible = path.visible
-        return self.path(visible.source) if isinstance(visible, TopK) and visible.score == "compressed" else None
 
     def cost(self, tokens: int, *, element_bytes: int = 4) -> tuple[PathCost, ...]:
         """Return operations and bytes of each path for one sequence of `tokens` tokens."""

@@ -91,12 +91,12 @@ def plan(settings: Settings) -> Iterator[Comparison]:
 
 
 def _variants(settings: Settings) -> Iterator[Comparison]:
-    for what in variants.VARIANTS:
+    for what, baseline in variants.BASELINES.items():
         for direction, lengths in (("forward", settings.tokens), ("backward", settings.backward_tokens)):
             options: dict[str, Any] = {"what": what, "direction": direction, "threads": settings.threads}
             make = functools.partial(variants.contenders, settings.spec, settings.dtype, **options)
             for t in (t for t in lengths if t <= variants.MOST_TOKENS):
-                yield _made("variants", f"{what} {direction}", t, variants.baseline_of(what), make, t)
+                yield _made("variants", f"{what} {direction}", t, baseline, make, t)
 
 
 def _flex(settings: Settings) -> Iterator[Comparison]:

@@ -13,22 +13,17 @@ from ..spec import NSASpec
 from .contenders import Inputs, backward_of, quiet
 from .measure import Contender
 
-VARIANTS = ("threads", "dtypes")
+BASELINES = {"threads": "1 thread", "dtypes": DTYPES[0]}  # of each variant the contender that others are held to
 MOST_TOKENS = 16384  # longer sequences tell nothing new
 
 
 def contenders(spec: NSASpec, dtype: str, tokens: int, *, what: str, direction: str, threads: int) -> list[Contender]:
-    """Return `what`, of `VARIANTS`, of one direction: one thread and all, or the types; the first is the baseline."""
+    """Return `what`, a key of `BASELINES`, of one direction: one thread and all, or the types."""
     if what == "dtypes":
         return [Contender(name=name, run=_call(spec, name, tokens, direction)) for name in DTYPES]
     run = _call(spec, dtype, tokens, direction)
-    counts = dict.fromkeys((1, threads))
-    return [Contender(name=baseline_of("threads", n), run=_on_threads(n, threads, run)) for n in counts]
-
-
-def baseline_of(what: str, threads: int = 1) -> str:
-    """Return the name of the contender that others are held to; with `threads`, of that with so many."""
-    return DTYPES[0] if what == "dtypes" else f"{threads} thread" + ("s" if threads > 1 else "")
+    counts = {BASELINES["threads"]: 1} | ({f"{threads} threads": threads} if threads > 1 else {})
+    return [Contender(name=name, run=_on_threads(n, threads, run)) for name, n in counts.items()]
 
 
 def _call(spec: NSASpec, dtype: str, tokens: int, direction: str) -> Callable[[], object]:

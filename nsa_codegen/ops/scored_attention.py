@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -50,10 +51,7 @@ def prepare(
 def work(desc: KernelDesc, sizes: Sizes) -> Work:
     """Return the two products' operations, and q, k, v, out, lse and the indices once."""
     length = Phi(kernel=desc.size("kernel"), stride=desc.size("stride")).length(sizes.keys)
-    of_tokens = Sizes(
-        batch=sizes.batch, tokens=sizes.tokens, keys=length, kv_heads=sizes.kv_heads, q_start=sizes.q_start
-    )
-    attended = stream_attention.work(attention_of(desc), of_tokens)
+    attended = stream_attention.work(attention_of(desc), dataclasses.replace(sizes, keys=length))
     listed = sizes.batch * sizes.kv_heads * sizes.tokens * desc.size("n") * element_bytes("int32")
     return Work(operations=attended.operations, bytes=attended.bytes + listed)
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from nsa_codegen import dispatch, functional
 from nsa_codegen.desc import KernelDesc
 from nsa_codegen.ops import OPS, Sizes
+from nsa_codegen.schedule import NARROWED_OPS
 
 assert functional  # registers the gradients of the ops
 SAMPLES = [desc for op in OPS.values() for desc in op.samples]
@@ -54,9 +55,7 @@ def sizes(draw: st.DrawFn, op: str) -> Sizes:
     batch, kv_heads = draw(ROWS)
     tokens, q_start = draw(LENGTHS), draw(STARTS)
     batch = max(batch, 256 // tokens)
-    least = (
-        0 if op in ("stream_attention", "select_blocks", "scored_attention") else 1
-    )  # keys may be missing altogether
+    least = 0 if op in NARROWED_OPS else 1  # keys may be missing altogether
     keys = draw(st.one_of(st.just(q_start + tokens), st.integers(least, 330)))
     return Sizes(batch=batch, tokens=tokens, keys=keys, kv_heads=kv_heads, q_start=q_start)
 
