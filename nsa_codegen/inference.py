@@ -6,6 +6,7 @@ whole number of every kernel's tiles, so that the result is bit-equal to that of
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .checks import checked_scale, require_attention, require_gates, require_position, use_compiled
+from .decoding import FewQueries, Step
 from .desc import KernelDesc
 from .device import emulated_target
 from .dispatch import (
@@ -33,6 +35,8 @@ from .dispatch import (
 )
 from .index_sets import RangeSet, TopK
 from .needed import compress_desc, pack_descs, scored_desc, select_desc
+from .ops.base import element_bytes
+from .ops.combine import gates_as_read
 from .program import Program
 from .schedule import CpuSchedule
 from .tiling import QUERIES_PER_TASK, RowTile, ceil_div
@@ -110,6 +114,9 @@ def _attention(
     plan = _plan(program, dtype_name(q), group, dk, dv, words, tokens <= few_queries(group))
     scope = _Scope(q=q, keys=keys, values=values, q_start=q_start, scale=scale)
     out = q.new_empty((batch, tokens, heads, dv))
+    if plan.few is not None and gates is not None and plan.serves_few(q, keys, dv):
+        plan.few(q, keys, values, gates_as_read(gates, q.dtype), q_start=q_start, scale=scale, out=out)
+        return out
     if gates is None or plan.combine is None:
         lse = torch.empty((batch, tokens, heads), dtype=torch.float32)
         _attend(plan, 0, scope, q, slice(0, batch), 0, (out, lse), {})
@@ -155,15 +162,27 @@ class _Path:
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """The kernels of a program; `combine` is None for a program of one path."""
+    """The kernels of a program; `combine` is None for a program of one path.
+
+    `few` runs them for few queries, if it can: where no path needs anything made of all keys.
+    """
 
     paths: tuple[_Path, ...]
     combine: Kernel | None
+    few: FewQueries | None = None
 
     @functools.cached_property
     def order(self) -> list[int]:
         """The numbers of the paths, those that list blocks before those that attend to them."""
         return sorted(range(len(self.paths)), key=lambda number: self.paths[number].visible is not None)
+
+    def serves_few(self, q: Tensor, keys: Sequence[Tensor], dv: int) -> bool:
+        """Return whether the queries are one run, and so few that no path packs its keys."""
+        batch, tokens, heads, _ = q.shape
+        if batch * tokens * heads * dv > RUN_ELEMENTS:
+            return False
+        both = zip(self.paths, keys, strict=True)
+        return not any(p.visible is not None and _packs(p.visible, tokens, k) for p, k in both)
 
     def run_shape(self, q: Tensor, dv: int) -> tuple[int, int]:
         """Return batch rows and queries of a run: whole sequences, or a part of one in whole tiles."""
@@ -182,8 +201,15 @@ def _plan(program: str, dtype: str, group: int, dk: int, dv: int, gates: str, fe
     paths = tuple(_path(row, dtype, group, dk, dv, few, listed=number in listed) for number, row in enumerate(rows))
     if gates == "none":
         return _Plan(paths=paths, combine=None)
-    combine = KernelDesc.of("combine", dtype, paths=len(paths), dv=dv, gates=gates)
-    return _Plan(paths=paths, combine=kernel(combine))
+    combine = kernel(KernelDesc.of("combine", dtype, paths=len(paths), dv=dv, gates=gates))
+    plan = _Plan(paths=paths, combine=combine)
+    if not few or any(p.select is not None for p in paths):
+        return plan
+    steps = tuple(Step.of(paths[number].attend, number, paths[number].lists) for number in plan.order)
+    listed_blocks = max((p.visible.n for p in paths if p.visible is not None), default=0)
+    sizes = {"row_bytes": dv * element_bytes(dtype), "list_bytes": 4 * listed_blocks}
+    linked = FewQueries(steps=steps, combine=Step.of(combine), **sizes)
+    return dataclasses.replace(plan, few=linked)
 
 
 def _path(row: Mapping[str, Any], dtype: str, group: int, dk: int, dv: int, few: bool, *, listed: bool) -> _Path:
@@ -238,13 +264,18 @@ class _Scope:
         """Return the packed keys and values of `path`, or None if packing them does not pay."""
         visible, keys = path.visible, self.keys[number]
         assert visible is not None
-        if not pays_to_pack(self.q.shape[1], visible.n, ceil_div(keys.shape[1], visible.block)):
+        if not _packs(visible, self.q.shape[1], keys):
             return None
         where = ("packed", number)
         if where not in self._made:
             both = zip(path.packs, (keys, self.values[number]), strict=True)
             self._made[where] = tuple(launch(pack, x=x)[0] for pack, x in both)
         return self._made[where]
+
+
+def _packs(visible: TopK, tokens: int, keys: Tensor) -> bool:
+    """Return whether the blocks of `keys` are packed once for so many queries."""
+    return pays_to_pack(tokens, visible.n, ceil_div(keys.shape[1], visible.block))
 
 
 def _attend(

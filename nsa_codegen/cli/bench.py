@@ -28,7 +28,7 @@ def bench(
         list[str] | None,
         typer.Option(
             help="Run this part only; may be given more than once: forward, backward, ops, ops_backward, decode, "
-            "seed, model, module, flex, memory, start."
+            "seed, variants, model, module, flex, memory, start."
         ),
     ] = None,
     skip: Annotated[list[str] | None, typer.Option(help="Leave this part out; may be given more than once.")] = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,6 +42,26 @@ class Launch:
     outputs: tuple[Tensor, ...]
 
 
+class Extent(NamedTuple):
+    """What the sizes of a call make of a kernel of the CPU: tasks, the entry's integers, and float32 working memory.
+
+    `scratch` are numbers of elements by argument name.
+    """
+
+    tasks: int
+    sizes: dict[str, Any]
+    scratch: dict[str, int]
+
+    def launch(self, values: Values, outputs: tuple[Tensor, ...]) -> Launch:
+        """Return the launch over these sizes, with `values` for the other arguments."""
+        memory = {name: scratch(elements) for name, elements in self.scratch.items()}
+        return Launch(tasks=self.tasks, values={**values, **self.sizes, **memory}, outputs=outputs)
+
+
+# Of workers, batch, queries, keys, key/value heads, and the position of the first query.
+ExtentOf = Callable[[int, int, int, int, int, int], Extent]
+
+
 @dataclass(frozen=True, kw_only=True)
 class OpDef:
     """One op.
@@ -51,7 +71,8 @@ class OpDef:
     **arguments)` is its meaning, `prepare(desc, schedule, workers, **arguments)` allocates and lays out one launch,
     and `work(desc, sizes)` counts. `prepare_backward` lays out one launch of a desc of the backward, and
     `prepare_gpu(desc, schedule, **arguments)` one of either direction on a GPU, where the grid follows from the tensors
-    and a launch of no tasks is left out.
+    and a launch of no tasks is left out. `extent(desc, schedule)` is the part of `prepare` that takes no tensors, for
+    callers that lay out several launches at once.
     """
 
     name: str
@@ -65,6 +86,7 @@ class OpDef:
     work: Callable[[KernelDesc, Sizes], Work]
     prepare_backward: Callable[..., Launch] | None = None
     prepare_gpu: Callable[..., Launch] | None = None
+    extent: Callable[[KernelDesc, Any], ExtentOf] | None = None
 
 
 AXES = {

@@ -9,7 +9,7 @@ from .. import reference
 from ..desc import KernelDesc
 from ..schedule import CpuSchedule, GpuSchedule
 from ..tiling import ceil_div
-from .base import Launch, OpDef, Sizes, Values, Work, draw, element_bytes, scratch
+from .base import Extent, ExtentOf, Launch, OpDef, Sizes, Values, Work, draw, element_bytes, scratch
 
 ROWS_PER_TASK = 256
 
@@ -37,26 +37,39 @@ def prepare(
     gates: Tensor,
     into: Tensor | None = None,
 ) -> Launch:
-    """Return the launch: one task per run of rows (batch, token, head); `into` is written, else a new tensor."""
+    """Return the launch; `into` is written, else a new tensor."""
     out = torch.empty_like(outs[0]) if into is None else into
     rows = out.numel() // out.shape[-1]
-    gates = gates.float() if desc.word("gates") == "scalar" else gates.to(out.dtype)
     values: Values = {f"o{p}": o for p, o in enumerate(outs)}
-    values.update(gates=gates.contiguous(), out=out, rows=rows, rows_per_task=ROWS_PER_TASK)
-    return Launch(tasks=ceil_div(rows, ROWS_PER_TASK), values=values, outputs=(out,))
+    values.update(gates=gates_as_read(gates, out.dtype), out=out)
+    return extent(desc, schedule)(workers, 1, rows, rows, 1, 0).launch(values, (out,))
+
+
+def extent(desc: KernelDesc, schedule: CpuSchedule) -> ExtentOf:
+    """Return the extent by sizes, heads being those of queries: one task per run of rows (batch, token, head)."""
+
+    def of(workers: int, batch: int, tokens: int, keys: int, heads: int, q_start: int) -> Extent:
+        rows = batch * tokens * heads
+        return Extent(ceil_div(rows, ROWS_PER_TASK), {"rows": rows, "rows_per_task": ROWS_PER_TASK}, {})
+
+    return of
+
+
+def gates_as_read(gates: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return gates as the kernels read them: [P] as float32, [B, T, H, P] in the outputs' type."""
+    return (gates.float() if gates.dim() == 1 else gates.to(dtype)).contiguous()
 
 
 def prepare_backward(
     desc: KernelDesc, schedule: CpuSchedule, workers: int, *, outs: list[Tensor], gates: Tensor, dout: Tensor
 ) -> Launch:
     """Return the launch: gradients of the outputs, then float32 gradients of the gates by row, [rows, paths]."""
-    rows, paths, shared = dout.numel() // dout.shape[-1], len(outs), desc.word("gates") == "scalar"
+    rows, paths = dout.numel() // dout.shape[-1], len(outs)
     tasks = ceil_div(rows, ROWS_PER_TASK)
-    gates = gates.float() if shared else gates.to(dout.dtype)
     grads, grad_gates = [torch.empty_like(o) for o in outs], scratch(rows, paths)
     values: Values = {f"o{p}": o for p, o in enumerate(outs)}
     values.update({f"d{p}": d for p, d in enumerate(grads)})
-    values.update(gates=gates.contiguous(), dout=dout, grad_gates=grad_gates, rows=rows)
+    values.update(gates=gates_as_read(gates, dout.dtype), dout=dout, grad_gates=grad_gates, rows=rows)
     values["rows_per_task"] = ROWS_PER_TASK
     return Launch(tasks=tasks, values=values, outputs=(*grads, grad_gates))
 
@@ -65,9 +78,7 @@ def prepare_gpu(
     desc: KernelDesc, schedule: GpuSchedule, *, outs: list[Tensor], gates: Tensor, dout: Tensor | None = None
 ) -> Launch:
     """Return the launch of the forward or the backward, with what `prepare` and `prepare_backward` return."""
-    shared = desc.word("gates") == "scalar"
-    gates = (gates.float() if shared else gates.to(outs[0].dtype)).contiguous()
-    values: Values = {f"o{p}": o for p, o in enumerate(outs)} | {"gates": gates}
+    values: Values = {f"o{p}": o for p, o in enumerate(outs)} | {"gates": gates_as_read(gates, outs[0].dtype)}
     if dout is None:
         out = torch.empty_like(outs[0])
         return Launch(tasks=out.numel(), values=values | {"out": out}, outputs=(out,))
@@ -102,6 +113,7 @@ COMBINE = OpDef(
     make_inputs=make_inputs,
     reference=run_reference,
     prepare=prepare,
+    extent=extent,
     work=work,
     prepare_backward=prepare_backward,
     prepare_gpu=prepare_gpu,

@@ -14,7 +14,7 @@ from ..needed import pack_descs
 from ..runs import reach_of
 from ..schedule import CpuSchedule, GpuSchedule
 from ..tiling import HEADS_PER_STEP, QUERIES_PER_TASK, BlockTile, RowTile, ceil_div, padded
-from .base import Launch, OpDef, Sizes, Values, Work, draw, element_bytes, scratch
+from .base import Extent, ExtentOf, Launch, OpDef, Sizes, Values, Work, draw, element_bytes, scratch
 from .pack_blocks import run_reference as pack
 from .stream_attention import attention_launch, attention_outputs, run_parts, run_sums, runs_of
 
@@ -64,23 +64,33 @@ def prepare(
     packed: tuple[Tensor, Tensor] | None = None,
     into: tuple[Tensor, Tensor] | None = None,
 ) -> Launch:
-    """Return the launch: one task per run of queries; `packed` holds what the descs of `pack_descs` made of k and v.
+    """Return the launch; `packed` holds what the descs of `pack_descs` made of k and v.
 
     `into` are the out and lse to be written, new ones by default. A desc whose source is packed and that gets no
     `packed` packs by the eager definition, for tests.
     """
-    batch, tokens = q.shape[:2]
-    keys, kv_heads = k.shape[1], k.shape[2]
+    (batch, tokens), (keys, kv_heads) = q.shape[:2], k.shape[1:3]
     out, lse = into or attention_outputs(q, v)
+    found = extent(desc, schedule)(workers, batch, tokens, keys, kv_heads, q_start)
     if desc.word("source") == "packed":
         if packed is None:
             by_keys, by_values = pack_descs(desc)
             packed = (pack(by_keys, x=k)[0], pack(by_values, x=v)[0])
         k, v = packed
-    values: dict[str, Any] = {"q": q, "k": k, "v": v, "block_indices": block_indices, "out": out, "lse": lse}
-    values.update(batch=batch, tokens=tokens, keys=keys, length=keys, kv_heads=kv_heads, q_start=q_start, scale=scale)
-    values["blocks"] = ceil_div(keys, desc.size("block"))
-    return Launch(tasks=batch * kv_heads * ceil_div(tokens, QUERIES_PER_TASK), values=values, outputs=(out, lse))
+    values = {"q": q, "k": k, "v": v, "block_indices": block_indices, "out": out, "lse": lse, "scale": scale}
+    return found.launch(values, (out, lse))
+
+
+def extent(desc: KernelDesc, schedule: CpuSchedule) -> ExtentOf:
+    """Return the extent by sizes: one task per run of queries, key/value head and batch row."""
+    block = desc.size("block")
+
+    def of(workers: int, batch: int, tokens: int, keys: int, kv_heads: int, q_start: int) -> Extent:
+        sizes = {"batch": batch, "tokens": tokens, "keys": keys, "kv_heads": kv_heads, "q_start": q_start}
+        sizes |= {"length": keys, "blocks": ceil_div(keys, block)}
+        return Extent(batch * kv_heads * ceil_div(tokens, QUERIES_PER_TASK), sizes, {})
+
+    return of
 
 
 LOOKAHEAD = 128  # entries after the last of a row that a tile may read, and not use
@@ -238,6 +248,7 @@ GATHER_ATTENTION = OpDef(
     make_inputs=make_inputs,
     reference=run_reference,
     prepare=prepare,
+    extent=extent,
     work=work,
     prepare_backward=prepare_backward,
     prepare_gpu=prepare_gpu,

@@ -73,5 +73,6 @@ SCORED_ATTENTION = OpDef(
     make_inputs=make_inputs,
     reference=run_reference,
     prepare=prepare,
+    extent=select_blocks.extent,
     work=work,
 )

@@ -13,7 +13,7 @@ from ..index_sets import complete
 from ..program import Phi
 from ..schedule import CpuSchedule, GpuSchedule
 from ..tiling import RowTile, ScoreTile, ceil_div
-from .base import Launch, OpDef, Sizes, Values, Work, draw, element_bytes, scratch
+from .base import Extent, ExtentOf, Launch, OpDef, Sizes, Values, Work, draw, element_bytes
 
 
 def make_inputs(desc: KernelDesc, sizes: Sizes, generator: torch.Generator) -> Values:
@@ -59,22 +59,33 @@ def run_reference(desc: KernelDesc, *, q: Tensor, k: Tensor, q_start: int, scale
 def prepare(
     desc: KernelDesc, schedule: CpuSchedule, workers: int, *, q: Tensor, k: Tensor, q_start: int, scale: float
 ) -> Launch:
-    """Return the launch: one task per tile of queries; working memory is O(blocks) per worker."""
-    batch, tokens, _, _ = q.shape
-    keys, kv_heads = k.shape[1], k.shape[2]
+    """Return the launch."""
+    (batch, tokens), (keys, kv_heads) = q.shape[:2], k.shape[1:3]
     indices = torch.empty((batch, tokens, kv_heads, desc.size("n")), dtype=torch.int32)
-    blocks = ceil_div(q_start + tokens, desc.size("block"))
-    values: dict[str, Any] = {"q": q, "k": k, "indices": indices, "q_start": q_start, "scale": scale}
-    values.update(batch=batch, tokens=tokens, keys=keys, kv_heads=kv_heads, blocks=blocks)
-    if desc.word("method") == "mean_key":
-        queries = schedule.query_lanes
-    else:
+    found = extent(desc, schedule)(workers, batch, tokens, keys, kv_heads, q_start)
+    return found.launch({"q": q, "k": k, "indices": indices, "scale": scale}, (indices,))
+
+
+def extent(desc: KernelDesc, schedule: CpuSchedule) -> ExtentOf:
+    """Return the extent by sizes: one task per tile of queries; working memory is O(blocks) per worker."""
+    by_means, block = desc.word("method") == "mean_key", desc.size("block")
+    queries = schedule.query_lanes
+    if not by_means:
         tile, scored = RowTile.of(desc.size("group"), schedule.query_lanes), ScoreTile.of(desc, schedule)
-        queries, steps = tile.queries, max(1, ceil_div(keys, scored.tokens))
-        values.update(steps=steps, sums=scratch(workers, steps, scored.spilled, tile.lanes))
-        values.update(tops=scratch(workers, steps, tile.lanes))
-    values["scores"] = scratch(workers, queries, blocks)
-    return Launch(tasks=batch * kv_heads * ceil_div(tokens, queries), values=values, outputs=(indices,))
+        queries = tile.queries
+
+    def of(workers: int, batch: int, tokens: int, keys: int, kv_heads: int, q_start: int) -> Extent:
+        blocks = ceil_div(q_start + tokens, block)
+        sizes = {"batch": batch, "tokens": tokens, "keys": keys, "kv_heads": kv_heads, "q_start": q_start}
+        sizes["blocks"] = blocks
+        scratch = {"scores": workers * queries * blocks}
+        if not by_means:
+            steps = max(1, ceil_div(keys, scored.tokens))
+            sizes["steps"] = steps
+            scratch |= {"sums": workers * steps * scored.spilled * tile.lanes, "tops": workers * steps * tile.lanes}
+        return Extent(batch * kv_heads * ceil_div(tokens, queries), sizes, scratch)
+
+    return of
 
 
 def prepare_gpu(desc: KernelDesc, schedule: GpuSchedule, *, q: Tensor, k: Tensor, q_start: int, scale: float) -> Launch:
@@ -131,6 +142,7 @@ SELECT_BLOCKS = OpDef(
     make_inputs=make_inputs,
     reference=run_reference,
     prepare=prepare,
+    extent=extent,
     prepare_gpu=prepare_gpu,
     work=work,
 )

@@ -13,7 +13,7 @@ from ..index_sets import RangeSet, causal, complete, everything, first, window
 from ..runs import KEYS_PER_TASK, Runs, keys_passed
 from ..schedule import CpuSchedule, GpuSchedule
 from ..tiling import RowTile, ceil_div, padded
-from .base import Launch, OpDef, Sizes, Values, Work, draw, element_bytes, scratch
+from .base import Extent, ExtentOf, Launch, OpDef, Sizes, Values, Work, draw, element_bytes, scratch
 
 
 def make_inputs(desc: KernelDesc, sizes: Sizes, generator: torch.Generator) -> Values:
@@ -47,18 +47,22 @@ def prepare(
     scale: float,
     into: tuple[Tensor, Tensor] | None = None,
 ) -> Launch:
-    """Return the launch: one task per tile of queries, chunk of heads, key/value head and batch row.
-
-    `into` are the out and lse to be written, new ones by default.
-    """
-    batch, tokens = q.shape[:2]
-    keys, kv_heads = k.shape[1], k.shape[2]
+    """Return the launch; `into` are the out and lse to be written, new ones by default."""
+    (batch, tokens), (keys, kv_heads) = q.shape[:2], k.shape[1:3]
     out, lse = into or attention_outputs(q, v)
+    found = extent(desc, schedule)(workers, batch, tokens, keys, kv_heads, q_start)
+    return found.launch({"q": q, "k": k, "v": v, "out": out, "lse": lse, "scale": scale}, (out, lse))
+
+
+def extent(desc: KernelDesc, schedule: CpuSchedule) -> ExtentOf:
+    """Return the extent by sizes: one task per tile of queries, chunk of heads, key/value head and batch row."""
     tile = RowTile.of(desc.size("group"), schedule.query_lanes)
-    values: dict[str, Any] = {"q": q, "k": k, "v": v, "out": out, "lse": lse, "q_start": q_start, "scale": scale}
-    values.update(batch=batch, tokens=tokens, keys=keys, kv_heads=kv_heads)
-    tasks = batch * kv_heads * ceil_div(tokens, tile.queries) * tile.chunks
-    return Launch(tasks=tasks, values=values, outputs=(out, lse))
+
+    def of(workers: int, batch: int, tokens: int, keys: int, kv_heads: int, q_start: int) -> Extent:
+        sizes = {"batch": batch, "tokens": tokens, "keys": keys, "kv_heads": kv_heads, "q_start": q_start}
+        return Extent(batch * kv_heads * ceil_div(tokens, tile.queries) * tile.chunks, sizes, {})
+
+    return of
 
 
 def attention_outputs(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,6 +177,7 @@ STREAM_ATTENTION = OpDef(
     make_inputs=make_inputs,
     reference=run_reference,
     prepare=prepare,
+    extent=extent,
     work=work,
     prepare_backward=prepare_backward,
     prepare_gpu=prepare_gpu,

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nsa_codegen import functional, inference
+from nsa_codegen import decoding, functional, inference
 from nsa_codegen.errors import InputError
 from nsa_codegen.program import Phi, Program
 from nsa_codegen.spec import NSASpec
@@ -82,6 +82,32 @@ def test_equal_to_the_single_ops(name: str, kernels: Path) -> None:
         assert torch.equal(one, single)
 
     check()
+
+
+def test_few_queries_take_the_kernels_in_one_go(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in decoding: equal to the single ops, with scalar gates of another type and with runs that end early too."""
+    called = []
+    few = decoding.FewQueries.__call__
+
+    def noted(self: decoding.FewQueries, *args: Any, **options: Any) -> None:
+        called.append(args[0].shape[1])
+        few(self, *args, **options)
+
+    monkeypatch.setattr(decoding.FewQueries, "__call__", noted)
+    program = PROGRAMS["three heads in a group"]
+
+    @drawn(20)
+    @given(batch=st.integers(1, 3), queries=st.integers(1, 5), before=st.integers(0, 200))
+    def check(batch: int, queries: int, before: int) -> None:
+        one, single = both(program, batch, queries, before + queries)
+        assert torch.equal(one, single)
+
+    check()
+    assert called and min(called) == 1
+    called.clear()
+    both(PROGRAMS["mean keys"], 1, 1, 70)  # the means of all its keys take longer than what is saved
+    both(program, 1, 5, 5)  # so few keys that all are packed
+    assert not called
 
 
 def test_runs_cover_every_query_once(monkeypatch: pytest.MonkeyPatch) -> None:
