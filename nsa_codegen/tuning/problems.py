@@ -56,16 +56,18 @@ def preset_problems(preset: str, target: Target, dtype: str, *, direction: str =
 
 
 def grid_problems(target: Target, dtype: str, *, direction: str = "both") -> tuple[Problem, ...]:
-    """Return the problems of the paper's preset with other head dims and groups; each desc once."""
+    """Return the problems of the paper's preset with other head dims and groups: each desc once, the preset's not."""
     batch, tokens = (_CPU_SIZES if target.kind == "cpu" else _GPU_SIZES)["paper"]
     total = _CPU_HEADS if target.kind == "cpu" else _GPU_HEADS
     found: dict[KernelDesc, Problem] = {}
+    preset = {p.desc for p in preset_problems("paper", target, dtype, direction=direction)}
     for dk, dv in GRID_DIMS:
         for group in GRID_GROUPS:
             heads = {"num_heads": total, "num_kv_heads": total // group}
             program = NSASpec.paper(**heads, head_dim=dk, value_dim=dv).program()
             for problem in _problems(program, target, dtype, direction, batch, tokens, total // group):
-                found.setdefault(problem.desc, problem)
+                if problem.desc not in preset:
+                    found.setdefault(problem.desc, problem)
     return tuple(found.values())
 
 

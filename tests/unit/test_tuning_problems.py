@@ -31,10 +31,15 @@ def test_every_kernel_of_a_preset_is_a_problem(preset, name, dtype):
         assert OPS[problem.forward.op].work(problem.forward, problem.sizes).bytes > 0
 
 
+def preset_of_paper(target, dtype):
+    return preset_problems("paper", target, dtype)
+
+
 @pytest.mark.parametrize(("name", "dtype"), PLACES)
 def test_the_grid_has_every_head_dim_with_every_group_once(name, dtype):
-    problems = grid_problems(parse_target(name), dtype)
-    descs = [p.desc for p in problems]
+    """With those of the preset, whose own sizes are one of them, and which the grid leaves to it."""
+    target = parse_target(name)
+    descs = [p.desc for problems in (grid_problems, preset_of_paper) for p in problems(target, dtype)]
     assert len(descs) == len(set(descs))
     gathered = [d for d in descs if d.kind == "gather_attention_bwd" and d.word("part") != "sums"]  # that has no group
     found = {(d.size("dk"), d.size("dv"), d.size("group")) for d in gathered}
