@@ -48,7 +48,9 @@ def tune(
     run: Annotated[str | None, typer.Option(help="Name of the run; by default of the preset and the type.")] = None,
     storage: Annotated[
         str | None,
-        typer.Option(help="Optuna storage: journal:///file, sqlite:///file, postgresql://...; by default a journal."),
+        typer.Option(
+            help="Optuna storage: journal:///file, sqlite:///file, postgresql+psycopg://...; by default a journal."
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run, or join another tuner of it.")] = False,
     logs: Annotated[Path | None, typer.Option(help="Folder of logs; tuning_logs/ of the checkout, or here.")] = None,

@@ -66,7 +66,7 @@ def open_storage(url: str) -> BaseStorage:
     if "://" not in url:
         raise TuningError(
             f"tune.storage = {url!r} is no URL; give journal:///folder/file, sqlite:///folder/file.db or another that "
-            f"Optuna takes, like postgresql://user@host/database"
+            f"Optuna takes, like postgresql+psycopg://user@host/database"
         )
     try:
         if url.startswith((JOURNAL, SQLITE)):
@@ -79,7 +79,7 @@ def open_storage(url: str) -> BaseStorage:
     except _OPENING_FAILS as error:
         raise TuningError(
             f"tune.storage = {url!r} can't be opened ({type(error).__name__}: {error}); check the URL, that the "
-            f"database is there, and that its driver is installed"
+            f"database is there, and that its driver is installed (nsa_codegen[postgresql] for PostgreSQL)"
         ) from error
 
 

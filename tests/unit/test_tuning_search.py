@@ -1,13 +1,19 @@
 """The search, with stand-ins for building and measuring: every candidate a record, whatever it does; shared studies."""
 
+import contextlib
 import json
+import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tuning_fakes as fakes
@@ -163,9 +169,40 @@ def process(folder, trials=12):
     return subprocess.Popen([sys.executable, fakes.__file__, str(folder), str(trials)], stderr=subprocess.PIPE)
 
 
-@pytest.mark.parametrize(("kind", "trials"), [("journal", 10), ("sqlite", 12)])
+@contextlib.contextmanager
+def postgresql():
+    """Yield the URL of an empty database of a PostgreSQL server of our own; skips where none is installed."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    initdb = Path(shutil.which("initdb") or (found[-1] if found else ""))
+    if not initdb.name:
+        pytest.skip("no PostgreSQL server is installed")
+    folder = Path(tempfile.mkdtemp(prefix="nsa-pg-", dir="/tmp"))  # short: sockets have paths of 107 letters
+    other: dict[str, Any] = {"cwd": folder, "check": True, "stdout": subprocess.DEVNULL}
+    if os.getuid() == 0:  # whom the server refuses to run for
+        shutil.chown(folder, "postgres")
+        other["user"] = "postgres"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = [initdb.with_name("pg_ctl"), "--pgdata", folder / "data", "--wait"]
+    options = f"-k {folder} -p {port} -c listen_addresses=127.0.0.1 -c fsync=off"
+    subprocess.run([initdb, "--pgdata", folder / "data", "--auth", "trust", "--username", "tuner"], **other)
+    subprocess.run([*server, "--log", folder / "log", "--options", options, "start"], **other)
+    try:
+        yield f"postgresql+psycopg://tuner@127.0.0.1:{port}/postgres"
+    finally:
+        subprocess.run([*server, "--mode", "immediate", "stop"], **other)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(("kind", "trials"), [("journal", 10), ("sqlite", 12), ("postgresql", 12)])
 def test_two_tuners_divide_the_work_and_leave_one_log(tmp_path, kind, trials, monkeypatch):
-    monkeypatch.setenv("TUNING_FAKES_STORAGE", f"{kind}:///{tmp_path / 'study'}")
+    with postgresql() if kind == "postgresql" else contextlib.nullcontext(f"{kind}:///{tmp_path / 'study'}") as url:
+        monkeypatch.setenv("TUNING_FAKES_STORAGE", url)
+        divide_the_work(tmp_path, trials, monkeypatch)
+
+
+def divide_the_work(tmp_path, trials, monkeypatch):
     monkeypatch.setenv("TUNING_FAKES_SLOW", "0.2")
     monkeypatch.setenv("TUNING_FAKES_TOGETHER", "2")
     tuners = [process(tmp_path, trials) for _ in range(2)]
