@@ -23,7 +23,7 @@ _logged: set[str] = set()
 
 def require_tensor(call: str, name: str, x: object, axes: str) -> None:
     """Raise `InputError` unless `x` is a floating tensor with as many dimensions as `axes` has words."""
-    rank = len(axes.split())
+    rank = axes.count(" ") + 1
     if not isinstance(x, Tensor):
         raise InputError(f"{call}: {name} is {type(x).__name__}; give a tensor [{axes}]")
     if x.dim() != rank:
@@ -46,13 +46,13 @@ def require_alike(call: str, **tensors: Tensor) -> None:
 
 def require_heads(call: str, q: Tensor, **keys: Tensor) -> None:
     """Raise `InputError` unless q's heads are a multiple of those of every tensor of keys or values."""
-    heads = {name: x.shape[2] for name, x in keys.items()}
-    if len(set(heads.values())) > 1:
-        raise InputError(f"{call}: key/value heads differ: {heads}; they must be equal")
-    kv_heads = next(iter(heads.values()))
-    if kv_heads == 0 or q.shape[2] % kv_heads:
+    heads, given = q.shape[2], [x.shape[2] for x in keys.values()]
+    kv_heads = given[0]
+    if given.count(kv_heads) < len(given):
+        raise InputError(f"{call}: key/value heads differ: {dict(zip(keys, given, strict=True))}; they must be equal")
+    if kv_heads == 0 or heads % kv_heads:
         raise InputError(
-            f"{call}: q has {q.shape[2]} heads and {next(iter(heads))} {kv_heads}; the query heads must be a multiple "
+            f"{call}: q has {heads} heads and {next(iter(keys))} {kv_heads}; the query heads must be a multiple "
             f"of the key/value heads"
         )
 

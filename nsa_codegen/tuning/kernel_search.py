@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _MOST_PROPOSALS = 10  # of the sampler that are taken or illegal, before an untried schedule is drawn
 _PREDICTED_FIRST = 4  # one trial in so many is what the cost model says is best; the sampler goes on from there
+_PREDICTED_LEAST = 10  # at the least, since from fewer TPE draws at random
 _RETRY: tuple[Claim, ...] = ()
 
 
@@ -167,7 +168,7 @@ class KernelSearch:
         if not untried:
             return None
         values: dict[str, int] | None = untried[0].to_json()
-        begun = len(taken) >= self._total // _PREDICTED_FIRST
+        begun = len(taken) >= max(_PREDICTED_LEAST, self._total // _PREDICTED_FIRST)
         if begun and not self._is_static and len(self._space.legal) > self._options.trials:  # TPE chooses the rest
             drawn = self._refused_proposals >= _MOST_PROPOSALS
             values = self._random.choice(untried).to_json() if drawn else None

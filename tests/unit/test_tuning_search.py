@@ -132,13 +132,24 @@ def test_inputs_that_can_not_be_made_are_an_error_of_the_tuner_and_no_record(tmp
     assert read_log(tmp_path / LOG).records == ()
 
 
-def test_with_more_schedules_than_trials_the_sampler_chooses_and_what_it_may_not_is_recorded(tmp_path):
+def test_with_more_schedules_than_trials_the_sampler_chooses_and_what_it_may_not_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernel_search, "_PREDICTED_LEAST", 2)
     tools = replace(TOOLS, build=fakes.build_apart, judge=fakes.slow_judge)
     found, search, _ = tune(tmp_path, tools, trials=9)
     assert len(search) == 9 and {r.status for r in search.values()} == {"ok"}
     illegal = [r for r in found.records if r.status == "illegal"]
     assert illegal and all("a register tile of 160 vectors" in r.reason and r.predicted is None for r in illegal)
     assert len({tuple(r.schedule.values()) for r in illegal}) == len(illegal)
+
+
+def test_few_trials_are_the_default_and_what_the_cost_model_says_is_best(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernel_search, "predict", lambda desc, s, target, sizes: Predicted(s.key_tile * s.query_lanes))
+    tools = replace(TOOLS, build=fakes.build_apart, judge=fakes.slow_judge)
+    found, search, _ = tune(tmp_path, tools, trials=5)
+    default = found.space.default
+    places = [(s.query_lanes, s.key_tile) for s in found.space.legal if s != default]
+    best = sorted(places, key=lambda place: place[0] * place[1])[:4]
+    assert list(search) == [(default.query_lanes, default.key_tile), *best]
 
 
 def test_the_static_judge_compiles_the_best_predicted_until_enough_do_not_spill(tmp_path, monkeypatch):
