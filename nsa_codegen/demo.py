@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .build import build_all
+from .cache import ModelCache
 from .errors import DemoError, MissingPackageError
 from .index_sets import require_choice
 from .nn import IMPLS, NSA, NSAModel
@@ -74,10 +75,11 @@ class ByteLM(nn.Module):
         """What the model's attention computes."""
         return self.body.options.spec
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return the logits `[B, T, 256]` of the next byte for bytes `tokens [B, T]`, int64."""
+    def forward(self, tokens: Tensor, cache: ModelCache | None = None) -> Tensor:
+        """Return the logits `[B, T, 256]` of the bytes after `tokens [B, T]`, int64, after those of a `cache`."""
         embedded = self.embedding(tokens)
-        logits: Tensor = self.head(self.body(embedded + positions(embedded)))
+        start = 0 if cache is None else cache.length
+        logits: Tensor = self.head(self.body(embedded + positions(embedded, start), cache))
         return logits
 
     def loss(self, tokens: Tensor) -> Tensor:
@@ -85,11 +87,14 @@ class ByteLM(nn.Module):
         return F.cross_entropy(self(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
 
 
-def positions(x: Tensor) -> Tensor:
-    """Return the sinusoidal position encoding `[T, D]` of `x [B, T, D]`, with wavelengths from 2 pi to 20000 pi."""
+def positions(x: Tensor, start: int = 0) -> Tensor:
+    """Return the sinusoidal encoding `[T, D]` of the positions from `start` on of `x [B, T, D]`.
+
+    Wavelengths are from 2 pi to 20000 pi.
+    """
     half = x.shape[-1] // 2
     frequencies = torch.exp(torch.arange(half, device=x.device) * (-math.log(10_000.0) / half))
-    angles = torch.arange(x.shape[1], device=x.device)[:, None] * frequencies
+    angles = torch.arange(start, start + x.shape[1], device=x.device)[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1).to(x.dtype)
 
 
@@ -116,17 +121,23 @@ def batches(text: Tensor, generator: torch.Generator, *, batch: int = BATCH, len
 
 @torch.no_grad()
 def generate(
-    model: nn.Module, prompt: bytes, length: int, *, temperature: float = 0.0, generator: torch.Generator | None = None
+    model: ByteLM, prompt: bytes, length: int, *, temperature: float = 0.0, generator: torch.Generator | None = None
 ) -> bytes:
-    """Return `length` bytes that follow `prompt`: the likeliest ones, or with a temperature, drawn ones."""
+    """Return `length` bytes that follow `prompt`: the likeliest ones, or with a temperature, drawn ones.
+
+    A cache keeps what the model has seen; past the context that it was trained with, it sees the last half anew.
+    """
     tokens = torch.tensor([list(prompt)])
+    cache, new = model.body.new_cache(), tokens[:, -CONTEXT:]
     for _ in range(length):
-        logits = model(tokens[:, -CONTEXT:])[:, -1]
+        if cache.length + new.shape[1] > CONTEXT:
+            cache, new = model.body.new_cache(), tokens[:, -CONTEXT // 2 :]
+        logits = model(new, cache)[:, -1]
         if temperature > 0:
             following = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
         else:
             following = logits.argmax(-1, keepdim=True)
-        tokens = torch.cat([tokens, following], dim=1)
+        tokens, new = torch.cat([tokens, following], dim=1), following
     return bytes(tokens[0, len(prompt) :].tolist())
 
 

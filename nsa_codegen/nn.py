@@ -7,6 +7,7 @@ to it and may be changed at any time, also for a whole model: `model.impl = "ref
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional
+from .cache import AttentionCache, ModelCache, require_no_gradients
 from .errors import InputError, SpecError, UnknownOptionError, nearest
 from .index_sets import require_choice, require_size
 from .reference.compress import Weights
@@ -103,26 +105,26 @@ class NSAAttention(nn.Module):
             return torch.softmax(self.gate, dim=-1)
         return torch.sigmoid(_split(self.gate_proj(x), self.spec.num_heads))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the attention's output `[B, T, hidden]` for `x [B, T, hidden]`."""
+    def forward(self, x: Tensor, cache: AttentionCache | None = None) -> Tensor:
+        """Return the attention's output `[B, T, hidden]` for `x [B, T, hidden]`.
+
+        With a `cache`, x are the positions after those that it holds; it holds them as well then.
+        """
         _require_input("NSAAttention", x, self.hidden_size)
         spec = self.spec
         q = _split(self.q_proj(x), spec.num_heads)
         k = [_split(project(x), spec.kv_heads) for project in self.k_proj.values()]
         v = [_split(project(x), spec.kv_heads) for project in self.v_proj.values()]
-        (k_c, k_s, k_w), (v_c, v_s, v_w) = (k, v) if spec.kv_per_path else (k * 3, v * 3)
-        out = functional.nsa_attention(
-            q,
-            k_s,
-            v_s,
-            self.gates(x),
-            spec,
-            k_cmp=self.k_phi(k_c),
-            v_cmp=self.v_phi(v_c),
-            k_win=k_w if spec.kv_per_path else None,
-            v_win=v_w if spec.kv_per_path else None,
-            impl=self.impl,
-        )
+        start = None
+        if cache is None:
+            (k_c, k_s, k_w), (v_c, v_s, v_w) = (k, v) if spec.kv_per_path else (k * 3, v * 3)
+            paths = {"compressed": (self.k_phi(k_c), self.v_phi(v_c)), "selected": (k_s, v_s), "window": (k_w, v_w)}
+        else:
+            require_no_gradients("NSAAttention")
+            start = cache.length
+            cache.extend(k, v, (self.k_phi, self.v_phi))
+            paths = cache.paths
+        out = functional.attention(spec.program(), q, paths, self.gates(x), q_start=start, impl=self.impl)
         result: Tensor = self.o_proj(out.flatten(start_dim=2))
         return result
 
@@ -150,10 +152,11 @@ class NSABlock(nn.Module):
     def impl(self, value: str) -> None:
         self.attention.impl = value
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the block's output `[B, T, hidden]` for `x [B, T, hidden]`."""
+    def forward(self, x: Tensor, cache: AttentionCache | None = None) -> Tensor:
+        """Return the block's output `[B, T, hidden]` for `x [B, T, hidden]`, the positions after those of a `cache`."""
         _require_input("NSABlock", x, self.attention.hidden_size)
-        x = x + self.dropout(self.attention(self.attention_norm(x)))
+        held = () if cache is None else (cache,)  # so that any module may stand for the attention
+        x = x + self.dropout(self.attention(self.attention_norm(x), *held))
         x = x + self.dropout(self.mlp(self.mlp_norm(x)))
         return x
 
@@ -213,12 +216,37 @@ class NSAModel(nn.Module):
                 module.impl = value
         self._impl = value
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return features `[B, hidden]`, or `[B, T, hidden]` with `output_mode="all"`, for `x [B, T, embed_dim]`."""
+    def new_cache(self) -> ModelCache:
+        """Return an empty cache for decoding; raises `InputError` unless attention is causal."""
+        return ModelCache(self.options.spec, len(self.blocks))
+
+    def forward(self, x: Tensor, cache: ModelCache | None = None) -> Tensor:
+        """Return features `[B, hidden]`, or `[B, T, hidden]` with `output_mode="all"`, for `x [B, T, embed_dim]`.
+
+        With a `cache`, of `new_cache`, x are the positions after those that it holds, and features are of x; it holds
+        them as well then, or after an exception none of them.
+        """
         _require_input("NSAModel", x, self.options.embed_dim)
+        if cache is not None:
+            return self._decode(x, cache)
+        return self._features(x, [None] * len(self.blocks))
+
+    def _decode(self, x: Tensor, cache: ModelCache) -> Tensor:
+        if self.options.output_mode == "mean":
+            raise InputError("NSAModel: output_mode='mean' is over all positions, and a cache gives it new ones only")
+        if len(cache.layers) != len(self.blocks):
+            raise InputError(f"NSAModel: the cache has {len(cache.layers)} layers, and the model {len(self.blocks)}")
+        held = cache.length
+        try:
+            return self._features(x, cache.layers)
+        except BaseException:
+            cache.crop(held)
+            raise
+
+    def _features(self, x: Tensor, caches: Sequence[AttentionCache | None]) -> Tensor:
         x = self.input(x)
-        for block in self.blocks:
-            x = block(x)
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x = block(x, cache)
         if self.options.output_mode == "last":
             x = x[:, -1]
         x = self.norm(x)

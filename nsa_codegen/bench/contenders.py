@@ -1,25 +1,20 @@
-"""What is timed against what: this package, torch's dense attention, a module from PyPI, the eager definition."""
+"""What is timed against what: this package's attention, torch's dense one, the eager definition."""
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from .. import functional
-from ..nn import NSA, NSAAttention, NSAModel
 from ..ops import Work
 from ..spec import NSASpec
 from . import works
 from .measure import Contender
-
-RIVAL, RIVAL_VERSION = "native-sparse-attention-pytorch", "0.2.3"
-_RIVAL_FIRST_TOKENS = 128  # of a first call, which prepares its einsums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,93 +239,3 @@ def decode(spec: NSASpec, dtype: str, keys: int) -> list[Contender]:
             work=works.dense_work(spec, dtype, **sizes),
         ),
     ]
-
-
-class DenseAttention(nn.Module):
-    """The twin of an `NSAAttention` with shared keys and values: the same projections around torch's attention."""
-
-    def __init__(self, twin: NSAAttention) -> None:
-        super().__init__()
-        self.spec, self.hidden_size = twin.spec, twin.hidden_size
-        self.q_proj, self.o_proj = twin.q_proj, twin.o_proj
-        self.k_proj, self.v_proj = (next(iter(p.values())) for p in (twin.k_proj, twin.v_proj))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the attention's output `[B, T, hidden]` for `x [B, T, hidden]`."""
-        heads = (self.spec.num_heads, self.spec.kv_heads, self.spec.kv_heads)
-        q, k, v = (
-            project(x).unflatten(-1, (h, -1)).transpose(1, 2)
-            for project, h in zip((self.q_proj, self.k_proj, self.v_proj), heads, strict=True)
-        )
-        result: Tensor = self.o_proj(dense(q, k, v).transpose(1, 2).flatten(start_dim=2))
-        return result
-
-
-def model(*, train: bool, embed_dim: int = 64, tokens: int = 256, batch: int = 16) -> list[Contender]:
-    """Return `NSA.build`'s default model, and its twin with dense attention: forward, or forward and backward."""
-
-    def make(twin: bool) -> NSAModel:
-        torch.manual_seed(0)
-        made = NSA.build(embed_dim=embed_dim, dropout=0.0, impl="compiled", seq_len=tokens)
-        if twin:
-            for block in made.blocks:
-                block.attention = DenseAttention(block.attention)  # type: ignore[arg-type]
-        return made
-
-    x = torch.randn((batch, tokens, embed_dim), generator=torch.Generator().manual_seed(0))
-
-    def step(net: NSAModel) -> Callable[[], object]:
-        def run() -> object:
-            net.zero_grad()
-            net(x).square().mean().backward()
-            return None
-
-        return run if train else quiet(lambda: net(x))
-
-    return [Contender(name="nsa", run=step(make(False))), Contender(name="sdpa", run=step(make(True)))]
-
-
-def missing_rival() -> str | None:
-    """Return why the module from PyPI can't take part, or None if it can."""
-    try:
-        found = importlib.metadata.version(RIVAL)
-    except importlib.metadata.PackageNotFoundError:
-        return f"{RIVAL} is not installed; pip install 'nsa_codegen[bench]'"
-    return None if found == RIVAL_VERSION else f"{RIVAL} is {found}, and {RIVAL_VERSION} is what is compared"
-
-
-def module(spec: NSASpec, dtype: str, tokens: int) -> list[Contender]:
-    """Return `NSAAttention`, its dense twin, and the module from PyPI if it is there: whole modules, forward."""
-    hidden = spec.num_heads * spec.head_dim
-    torch.manual_seed(0)
-    mine = NSAAttention(hidden, spec.replace(kv_per_path=False), impl="compiled").to(getattr(torch, dtype))
-    twin = DenseAttention(mine)
-    x = torch.randn((1, tokens, hidden), generator=torch.Generator().manual_seed(0)).to(getattr(torch, dtype))
-    found = [
-        Contender(name="nsa", run=quiet(lambda: mine(x))),
-        Contender(name="sdpa", run=quiet(lambda: twin(x))),
-    ]
-    if missing_rival() is None:
-        rival = _rival(spec, hidden).to(getattr(torch, dtype))
-        quiet(lambda: rival(x[:, :_RIVAL_FIRST_TOKENS]))()
-        found.append(Contender(name=RIVAL, run=quiet(lambda: rival(x))))
-    return found
-
-
-def _rival(spec: NSASpec, hidden: int) -> nn.Module:
-    from native_sparse_attention_pytorch import SparseAttention
-
-    made: nn.Module = SparseAttention(
-        dim=hidden,
-        dim_head=spec.head_dim,
-        heads=spec.num_heads,
-        kv_heads=spec.kv_heads,
-        sliding_window_size=spec.window_size,
-        compress_block_size=spec.kernel,
-        compress_block_sliding_stride=spec.stride,
-        selection_block_size=spec.block_size,
-        # There the query's own block comes on top.
-        num_selected_blocks=spec.num_selected_blocks - 1,
-        causal=True,
-    )
-    return made.eval()

@@ -18,7 +18,7 @@ from ..ops import Work
 from ..requests import needed_requests
 from ..spec import NSASpec
 from ..target import native_target
-from . import contenders, flex, variants
+from . import contenders, flex, models, variants
 from .machine import Limits, machine_facts, measure_limits
 from .measure import Contender, Timing, interleave
 from .memory import measure_peak
@@ -79,13 +79,15 @@ def plan(settings: Settings) -> Iterator[Comparison]:
         yield from _variants(settings)
     if "model" in parts:
         for name, train in (("model forward", False), ("model training step", True)):
-            yield _made("model", name, _SEED_TOKENS, "sdpa", contenders.model, train=train)
+            yield _made("model", name, _SEED_TOKENS, "sdpa", models.model, train=train)
+        for t in settings.tokens:
+            yield _made("model", "model decode", t, "sdpa", models.decode, settings.options, dtype, t)
     if "module" in parts:
-        reason = contenders.missing_rival()
-        skipped = () if reason is None else ((contenders.RIVAL, reason),)
-        held_to = contenders.RIVAL if reason is None else "sdpa"
+        reason = models.missing_rival()
+        skipped = () if reason is None else ((models.RIVAL, reason),)
+        held_to = models.RIVAL if reason is None else "sdpa"
         for t in (t for t in settings.tokens if t <= settings.module_tokens):
-            yield _made("module", "module forward", t, held_to, contenders.module, spec, dtype, t, skipped=skipped)
+            yield _made("module", "module forward", t, held_to, models.module, spec, dtype, t, skipped=skipped)
     if "flex" in parts:
         yield from _flex(settings)
 

@@ -12,11 +12,12 @@ from cases import kernels_of
 from typer.testing import CliRunner
 
 from nsa_codegen import requests
-from nsa_codegen.bench import contenders, start
+from nsa_codegen.bench import contenders, models, start
 from nsa_codegen.bench.settings import Settings
 from nsa_codegen.bench.stats import quartiles, ratios
 from nsa_codegen.bench.suite import plan, require_result
 from nsa_codegen.cli import app
+from nsa_codegen.nn import NSAAttention
 from nsa_codegen.spec import NSASpec
 
 DIMS = {"num_heads": 2, "num_kv_heads": 1, "head_dim": 16}
@@ -139,5 +140,16 @@ def test_every_planned_comparison_runs_once(kernels: Path) -> None:
     settings = Settings(tokens=(96,), backward_tokens=(96,), threads=1, parts=("model",), **DIMS)  # type: ignore[arg-type]
     for comparison in plan(settings):
         assert {c.name for c in comparison.make()} == {"nsa", "sdpa"}
-    for contender in contenders.model(train=True, tokens=16, batch=1):
+    for contender in (*models.model(train=True, tokens=16, batch=1), *models.decode(SETTINGS.options, "float32", 96)):
         contender.run()
+
+
+@torch.no_grad()
+def test_the_dense_twin_decodes_what_it_computes_of_all_positions() -> None:
+    torch.manual_seed(0)
+    twin = models.DenseAttention(NSAAttention(32, NSASpec.seed(**DIMS)))
+    x = torch.randn(1, 7, 32)
+    none = torch.empty(1, 1, 0, 16)
+    cache = models.DenseCache(none, none, 7)
+    steps = torch.cat([twin(token, cache) for token in x.split(1, dim=1)], dim=1)
+    torch.testing.assert_close(steps, twin(x))

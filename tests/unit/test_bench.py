@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from nsa_codegen.bench import contenders, stats, suite, works
+from nsa_codegen.bench import models, stats, suite, works
 from nsa_codegen.bench.machine import Limits, measure_limits, slug
 from nsa_codegen.bench.measure import Contender, Timing, interleave
 from nsa_codegen.bench.plots import write_plots
@@ -231,7 +231,7 @@ def test_the_plan_has_every_part_and_the_limits_of_quadratic_contenders(monkeypa
 
 
 def test_who_can_not_take_part_is_named_with_a_reason(monkeypatch):
-    monkeypatch.setattr(contenders, "RIVAL", "no-such-package-at-all")
+    monkeypatch.setattr(models, "RIVAL", "no-such-package-at-all")
     settings = Settings(tokens=(1024,), backward_tokens=(1024,), threads=1, parts=("module",))
     (comparison,) = suite.plan(settings)
     assert comparison.baseline == "sdpa"

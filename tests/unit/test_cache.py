@@ -1,0 +1,122 @@
+"""Decoding with a cache: the same features as all positions at once, in whatever pieces they come; and its errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from naive import draw
+from test_nn import MODEL, OPTION_SETS, make
+
+from nsa_codegen.cache import LEAST_POSITIONS, AttentionCache
+from nsa_codegen.errors import InputError
+from nsa_codegen.nn import NSA, NSAModel
+from nsa_codegen.spec import NSASpec
+
+CAUSAL = {name: options for name, options in OPTION_SETS.items() if name != "pooled"}
+each = pytest.mark.parametrize("options", CAUSAL.values(), ids=CAUSAL.keys())
+
+
+def exact(options: dict[str, Any]) -> NSAModel:
+    """Return the model in float64 with weights of every kind, among them gates and compression, off their start."""
+    model = make({**options, "output_mode": "all"}).double()
+    generator = torch.Generator().manual_seed(1)
+    for p in model.parameters():
+        p.data += 0.1 * torch.randn(p.shape, generator=generator, dtype=torch.float64)
+    return model
+
+
+@each
+@torch.no_grad()
+def test_pieces_give_what_the_whole_gives(options: dict[str, Any]) -> None:
+    model = exact(options)
+
+    @settings(max_examples=15, deadline=None)
+    @given(pieces=st.lists(st.integers(1, 9), min_size=1, max_size=8), batch=st.integers(1, 2))
+    def check(pieces: list[int], batch: int) -> None:
+        x = draw(batch, sum(pieces), options["embed_dim"], seed=7)
+        cache = model.new_cache()
+        parts = [model(part, cache) for part in x.split(pieces, dim=1)]
+        assert cache.length == x.shape[1]
+        torch.testing.assert_close(torch.cat(parts, dim=1), model(x), rtol=1e-11, atol=1e-11)
+
+    check()
+
+
+@torch.no_grad()
+def test_buffers_grow_and_nothing_in_them_is_lost() -> None:
+    model = exact(CAUSAL["paper"])
+    x = draw(1, 2 * LEAST_POSITIONS + 5, 12, seed=7)
+    cache = model.new_cache()
+    for part in (x[:, : LEAST_POSITIONS - 1], *x[:, LEAST_POSITIONS - 1 :].split(40, dim=1)):
+        last = model(part, cache)
+    torch.testing.assert_close(last[:, -1], model(x)[:, -1], rtol=1e-11, atol=1e-11)
+
+
+@torch.no_grad()
+def test_what_was_dropped_is_forgotten_even_if_it_was_not_a_number() -> None:
+    model = exact(CAUSAL["own_kv"])
+    x, other = draw(2, 20, 12, seed=7), draw(2, 20, 12, seed=8)
+    other[:, 3:] = torch.nan
+    cache = model.new_cache()
+    model(x[:, :9], cache)
+    model(other, cache)
+    cache.crop(9)
+    assert torch.equal(model(x[:, 9:], cache), model_of_pieces(model, x, 9))
+
+
+def model_of_pieces(model: NSAModel, x: torch.Tensor, cut: int) -> torch.Tensor:
+    cache = model.new_cache()
+    model(x[:, :cut], cache)
+    out: torch.Tensor = model(x[:, cut:], cache)
+    return out
+
+
+@torch.no_grad()
+def test_the_last_position_is_that_of_the_new_ones() -> None:
+    model = make(MODEL).double()
+    x = draw(1, 9, 12, seed=7)
+    cache = model.new_cache()
+    assert model(x[:, :5], cache).shape == (1, 16)
+    torch.testing.assert_close(model(x[:, 5:], cache), model(x))
+
+
+@torch.no_grad()
+def test_an_exception_leaves_every_layer_as_it_was() -> None:
+    model = make(MODEL).double()
+    x, cache = draw(1, 9, 12, seed=7), model.new_cache()
+    model(x[:, :5], cache)
+    broken = model.blocks[1].register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model(x[:, 5:], cache)
+    broken.remove()
+    assert [layer.length for layer in cache.layers] == [5, 5]
+    torch.testing.assert_close(model(x[:, 5:], cache), model(x))
+
+
+def test_what_a_cache_does_not_serve_is_refused() -> None:
+    model = make(MODEL).double()
+    x, cache = draw(1, 5, 12, seed=7), model.new_cache()
+    with pytest.raises(InputError, match=r"without their gradients; call it inside torch.no_grad\(\)"):
+        model(x, cache)
+    assert cache.length == 0
+    with torch.no_grad():
+        model(x, cache)
+        with pytest.raises(
+            InputError, match=r"holds batch 1, torch\.float64 on cpu, and the new positions have batch 2"
+        ):
+            model(draw(2, 5, 12, seed=7), cache)
+        assert cache.length == 5
+        with pytest.raises(InputError, match="the cache has 2 layers, and the model 1"):
+            make({**MODEL, "num_layers": 1}).double()(x, cache)
+        with pytest.raises(InputError, match="output_mode='mean' is over all positions"):
+            make({**MODEL, "output_mode": "mean"}).double()(x, cache)
+    with pytest.raises(InputError, match="6 positions can't be kept of 5; give 0 to 5"):
+        cache.crop(6)
+    with pytest.raises(InputError, match="this spec has causal=False"):
+        AttentionCache(NSASpec.seed(causal=False))
+    with pytest.raises(InputError, match="causal=False"):
+        NSA.build(**{**MODEL, "causal": False}).new_cache()
