@@ -35,7 +35,7 @@ def main() -> None:
     logs = measured_logs(options.logs)
     result = figures(logs)
     columns = ("name", "descs", "candidates", "spearman", "loss", "worst")
-    print_table("predicted against measured", [*result["ops"], result["all"]], columns)
+    print_table("predicted against measured", [*result["ops"], *result["processors"], result["all"]], columns)
     if options.write:
         (RESULTS / "honesty.json").write_text(json.dumps(result, indent=1) + "\n")
         draw(logs, result).savefig(RESULTS / "honesty.png", dpi=120)
@@ -61,6 +61,7 @@ def figures(logs: Iterable[Log]) -> dict[str, Any]:
         "times": "as the tuning runs predicted and measured them; finalists left out",
         "machines": _machines(found),
         "all": every,
+        "processors": _by_processor(found),
         "ops": ops,
         "kernels": [_rounded({k: v for k, v in row.to_json().items() if k != "descs"}) for _, row in rows],
     }
@@ -99,6 +100,14 @@ def draw(logs: Iterable[Log], result: dict[str, Any]) -> Any:
     axes.grid(visible=True, alpha=0.3)
     axes.legend(fontsize=8)
     return figure
+
+
+def _by_processor(logs: Iterable[Log]) -> list[dict[str, Any]]:
+    """Return the figures over all kernels, one row a processor: the model was fitted on one of them."""
+    rows: dict[str, list[Any]] = {}
+    for log in logs:
+        rows.setdefault(str(log.meta.environment.get("processor")), []).extend(rankings(log.records))
+    return [{**_rounded(summaries(own)[-1].to_json()), "name": name} for name, own in sorted(rows.items()) if own]
 
 
 def _machines(logs: Iterable[Log]) -> list[dict[str, Any]]:

@@ -18,40 +18,54 @@ from .ops import OPS
 from .ops.base import ExtentOf
 
 CACHE_LINE = 64  # bytes
+QUERIES = "q"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Area:
+    """Memory of a tensor between kernels: `bytes` per query and head, or with `lists` per query and key/value head.
+
+    With `block`, per block of so many of the keys named `keys`, and per key/value head.
+    """
+
+    name: str
+    bytes: int
+    lists: bool = False
+    keys: str = ""
+    block: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A kernel and what sizes make of it; that of a path may list the blocks of the path `lists`."""
+    """A kernel, what sizes make of it, and the names of the tensors that it takes; it goes through that called `keys`.
+
+    `slots` are its arguments in order: a tensor's name, or else what its extent calls the argument.
+    """
 
     kernel: Kernel
     extent: ExtentOf
-    path: int = 0
-    lists: int | None = None
+    keys: str
+    slots: tuple[tuple[bool, str], ...]
 
     @classmethod
-    def of(cls, kernel: Kernel, path: int = 0, lists: int | None = None) -> Step:
-        """Return the step of a kernel of the CPU."""
+    def of(cls, kernel: Kernel, keys: str, **tensors: str) -> Step:
+        """Return the step of a kernel of the CPU; `tensors` are names by argument."""
         extent = OPS[kernel.desc.op].extent
         assert extent is not None
-        return cls(kernel=kernel, extent=extent(kernel.desc, kernel.schedule), path=path, lists=lists)
-
-    def run(self, tasks: int, given: dict[str, Any], workers: int) -> None:
-        """Run the kernel on addresses and numbers by argument name."""
-        self.kernel.artifact.launch(tasks, *[given[name] for name in self.kernel.names], threads=workers)
+        given = {**tensors, "scale": "scale"}
+        slots = tuple((name in given, given.get(name, name)) for name in kernel.names)
+        return cls(kernel=kernel, extent=extent(kernel.desc, kernel.schedule), keys=keys, slots=slots)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FewQueries:
-    """The kernels of a program, the paths' in the order in which they run.
+    """The kernels of a program in the order in which they run, and the memory between them.
 
-    An output has `row_bytes` per query and head, and a list of blocks `list_bytes` per query and key/value head.
+    The tensors of a call are called `q`, `keys 0`, `values 0` and so on by path, `gates`, and `out`, which is written.
     """
 
     steps: tuple[Step, ...]
-    combine: Step
-    row_bytes: int
-    list_bytes: int
+    areas: tuple[Area, ...]
 
     def __call__(
         self,
@@ -66,33 +80,39 @@ class FewQueries:
     ) -> None:
         """Write what the program computes of contiguous tensors to `out`; gates are as `combine` reads them."""
         batch, tokens, heads, _ = q.shape
-        kv_heads, workers, rows = keys[0].shape[2], torch.get_num_threads(), batch * tokens * heads
-        extents = [s.extent(workers, batch, tokens, keys[s.path].shape[1], kv_heads, q_start) for s in self.steps]
-        lse = _lines(rows * self.row_bytes)
-        listed = lse + _lines(rows * 4)
-        of_path = listed + _lines(batch * tokens * kv_heads * self.list_bytes)
-        held = len(self.steps) * of_path
-        held += sum([_lines(4 * elements) for extent in extents for elements in extent.scratch.values()])
-        memory = torch.empty(held, dtype=torch.uint8)
-        free, queries = memory.data_ptr(), q.data_ptr()
-        outs: dict[str, Any] = {}
-        lists: dict[int, int] = {}
+        kv_heads, workers = keys[0].shape[2], torch.get_num_threads()
+        at: dict[str, Any] = {"scale": scale, "gates": gates.data_ptr(), "out": out.data_ptr(), QUERIES: q.data_ptr()}
+        counts = {QUERIES: tokens}
+        for path, k in enumerate(keys):
+            at[f"keys {path}"], at[f"values {path}"] = k.data_ptr(), values[path].data_ptr()
+            counts[f"keys {path}"] = k.shape[1]
+        size = 0
+        for area in self.areas:
+            at[area.name] = size
+            if area.block:
+                counts[area.name] = counts[area.keys] // area.block
+                size += _lines(batch * kv_heads * counts[area.name] * area.bytes)
+            else:
+                size += _lines(batch * tokens * (kv_heads if area.lists else heads) * area.bytes)
+        extents = []
+        free = size
+        for step in self.steps:
+            of_heads = heads if step.keys == QUERIES else kv_heads
+            extent = step.extent(workers, batch, tokens, counts[step.keys], of_heads, q_start)
+            size += sum([_lines(4 * elements) for elements in extent.scratch.values()])
+            extents.append(extent)
+        memory = torch.empty(size, dtype=torch.uint8)
+        base = memory.data_ptr()
+        free += base
+        for area in self.areas:
+            at[area.name] += base
         for step, extent in zip(self.steps, extents, strict=True):
-            path, given = step.path, extent.sizes
-            given |= {"q": queries, "k": keys[path].data_ptr(), "v": values[path].data_ptr(), "scale": scale}
-            given |= {"out": free, "lse": free + lse, "indices": free + listed, "block_indices": lists.get(path)}
-            outs[f"o{path}"] = free
-            if step.lists is not None:
-                lists[step.lists] = free + listed
-            free += of_path
+            own = extent.sizes
             for name, elements in extent.scratch.items():
-                given[name] = free
+                own[name] = free
                 free += _lines(4 * elements)
-            step.run(extent.tasks, given, workers)
-        extent = self.combine.extent(workers, 1, rows, rows, 1, 0)
-        self.combine.run(
-            extent.tasks, {**outs, **extent.sizes, "gates": gates.data_ptr(), "out": out.data_ptr()}, workers
-        )
+            arguments = [at[name] if shared else own[name] for shared, name in step.slots]
+            step.kernel.artifact.launch(extent.tasks, *arguments, threads=workers)
 
 
 def _lines(size: int) -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .checks import checked_scale, require_attention, require_gates, require_position, use_compiled
-from .decoding import FewQueries, Step
+from .decoding import QUERIES, Area, FewQueries, Step
 from .desc import KernelDesc
 from .device import emulated_target
 from .dispatch import (
@@ -162,10 +162,7 @@ class _Path:
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """The kernels of a program; `combine` is None for a program of one path.
-
-    `few` runs them for few queries, if it can: where no path needs anything made of all keys.
-    """
+    """The kernels of a program; `combine` is None for a program of one path. `few` runs them for few queries."""
 
     paths: tuple[_Path, ...]
     combine: Kernel | None
@@ -203,13 +200,31 @@ def _plan(program: str, dtype: str, group: int, dk: int, dv: int, gates: str, fe
         return _Plan(paths=paths, combine=None)
     combine = kernel(KernelDesc.of("combine", dtype, paths=len(paths), dv=dv, gates=gates))
     plan = _Plan(paths=paths, combine=combine)
-    if not few or any(p.select is not None for p in paths):
-        return plan
-    steps = tuple(Step.of(paths[number].attend, number, paths[number].lists) for number in plan.order)
-    listed_blocks = max((p.visible.n for p in paths if p.visible is not None), default=0)
-    sizes = {"row_bytes": dv * element_bytes(dtype), "list_bytes": 4 * listed_blocks}
-    linked = FewQueries(steps=steps, combine=Step.of(combine), **sizes)
-    return dataclasses.replace(plan, few=linked)
+    return dataclasses.replace(plan, few=_few(plan, combine, dk, dv * element_bytes(dtype))) if few else plan
+
+
+def _few(plan: _Plan, combine: Kernel, dk: int, row_bytes: int) -> FewQueries:
+    """Return the kernels of `plan` for few queries; an output has `row_bytes` per query and head."""
+    steps, areas = [], []
+    for number in plan.order:
+        path, own = plan.paths[number], {"q": QUERIES, "k": f"keys {number}", "v": f"values {number}"}
+        if path.visible is not None:
+            areas.append(Area(name=f"list {number}", bytes=4 * path.visible.n, lists=True))
+            own["block_indices"] = f"list {number}"
+            scored = f"keys {path.scored_by}"
+            if path.means is not None:
+                means = Area(name=f"means {number}", bytes=4 * dk, keys=scored, block=path.visible.block)
+                steps.append(Step.of(path.means, scored, x=scored, out=means.name))
+                areas.append(means)
+                scored = means.name
+            if path.select is not None:
+                steps.append(Step.of(path.select, scored, q=QUERIES, k=scored, indices=f"list {number}"))
+        own |= {"out": f"output {number}", "lse": f"lse {number}", "indices": f"list {path.lists}"}
+        areas += [Area(name=own["out"], bytes=row_bytes), Area(name=own["lse"], bytes=4)]
+        steps.append(Step.of(path.attend, own["k"], **own))
+    outs = {f"o{number}": f"output {number}" for number in range(len(plan.paths))}
+    steps.append(Step.of(combine, QUERIES, **outs, gates="gates", out="out"))
+    return FewQueries(steps=tuple(steps), areas=tuple(areas))
 
 
 def _path(row: Mapping[str, Any], dtype: str, group: int, dk: int, dv: int, few: bool, *, listed: bool) -> _Path:
