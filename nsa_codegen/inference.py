@@ -39,7 +39,7 @@ from .ops.base import element_bytes
 from .ops.combine import gates_as_read
 from .program import Program
 from .schedule import CpuSchedule
-from .tiling import QUERIES_PER_TASK, RowTile, ceil_div
+from .tiling import RowTile, ceil_div
 
 MAX_PASSED = 4096
 RUN_ELEMENTS = 1 << 20  # of one path's output: 4 MB as float32
@@ -246,11 +246,13 @@ def _path(row: Mapping[str, Any], dtype: str, group: int, dk: int, dv: int, few:
         gather_desc(dtype, group, dk, dv, visible.block, visible.n, visible.causal, source)
         for source in ("plain", "packed")
     ]
+    plain, packed = (kernel(d) for d in by_source)
+    assert isinstance(packed.schedule, CpuSchedule)
     return _Path(
-        attend=kernel(by_source[0]),
-        packed=kernel(by_source[1]),
-        packs=tuple(kernel(d) for d in pack_descs(by_source[1])),
-        queries=QUERIES_PER_TASK,
+        attend=plain,
+        packed=packed,
+        packs=tuple(kernel(d) for d in pack_descs(packed.desc)),
+        queries=RowTile.of(group, packed.schedule.query_lanes).queries,
         visible=visible,
         scored_by=row["scored_by"],
         means=means,

@@ -40,7 +40,8 @@ class Schedule:
 class CpuSchedule(Schedule):
     """The tuned choices of a CPU kernel.
 
-    `query_lanes`: rows (query, head) laid side by side in the vector lanes of one tile.
+    `query_lanes`: rows (query, head) laid side by side in the lanes of one tile; of the gathered attention, which has
+    keys in the lanes, rows that meet a block together.
     `key_tile`: keys, blocks or windows taken in one step of the loop over keys.
     `register_rows`, `register_vectors`: the register tile of the product, in rows and vectors.
     """
@@ -139,7 +140,7 @@ def _read_on_cpu(desc: KernelDesc) -> tuple[str, ...]:
     if desc.op in NARROWED_OPS:
         return ("query_lanes", "key_tile", *tile)
     if desc.op == "gather_attention":
-        return tile if desc.direction == "bwd" else ("key_tile", *tile)
+        return ("query_lanes", *tile)
     if desc.op == "compress" and desc.word("method") == "mlp":
         return ("query_lanes", *tile)
     return ()

@@ -13,7 +13,7 @@ from ..desc import KernelDesc
 from ..needed import pack_descs
 from ..runs import reach_of
 from ..schedule import CpuSchedule, GpuSchedule
-from ..tiling import HEADS_PER_STEP, QUERIES_PER_TASK, BlockTile, RowTile, ceil_div, padded
+from ..tiling import BlockTile, RowTile, ceil_div, padded
 from .base import Extent, ExtentOf, Launch, OpDef, Sizes, Values, Work, draw, element_bytes, scratch
 from .pack_blocks import run_reference as pack
 from .stream_attention import attention_launch, attention_outputs, run_parts, run_sums, runs_of
@@ -82,15 +82,22 @@ def prepare(
 
 
 def extent(desc: KernelDesc, schedule: CpuSchedule) -> ExtentOf:
-    """Return the extent by sizes: one task per run of queries, key/value head and batch row."""
-    block = desc.size("block")
+    """Return the extent by sizes: one task per tile of queries, key/value head and batch row."""
+    block, tile = desc.size("block"), RowTile.of(desc.size("group"), schedule.query_lanes)
+    kept = kept_scores(desc, tile)
 
     def of(workers: int, batch: int, tokens: int, keys: int, kv_heads: int, q_start: int) -> Extent:
         sizes = {"batch": batch, "tokens": tokens, "keys": keys, "kv_heads": kv_heads, "q_start": q_start}
-        sizes |= {"length": keys, "blocks": ceil_div(keys, block)}
-        return Extent(batch * kv_heads * ceil_div(tokens, QUERIES_PER_TASK), sizes, {})
+        sizes |= {"length": keys, "blocks": ceil_div(keys, block), "workers": workers}
+        scratch = {"kept": workers * kept, "marks": 2 * workers * sizes["blocks"]}
+        return Extent(batch * kv_heads * ceil_div(tokens, tile.queries), sizes, scratch)
 
     return of
+
+
+def kept_scores(desc: KernelDesc, tile: RowTile) -> int:
+    """Return how many scores of its lists a tile of queries keeps at most, blocks padded to whole vectors."""
+    return tile.queries * tile.heads * desc.size("n") * padded(desc.size("block"))
 
 
 LOOKAHEAD = 128  # entries after the last of a row that a tile may read, and not use
@@ -180,14 +187,16 @@ def prepare_backward(
     runs = runs_of(reach_of(desc), q=q, k=k, v=v, q_start=q_start)
     if desc.word("part") == "sums":  # scaled queries went into dk, in log2 units
         return run_sums(runs, q=q, k=k, v=v, q_start=q_start, scale=math.log(2), **rest)
-    group, block = desc.size("group"), desc.size("block")
     (batch, tokens), keys, kv_heads = q.shape[:2], k.shape[1], k.shape[2]
     outputs = (torch.empty_like(q), *run_parts(runs, k=k, v=v))
     values: Values = {"q": q, "q_start": q_start, "scale": scale, **rest, "batch": batch, "tokens": tokens}
     values.update(length=keys, kv_heads=kv_heads, runs=runs.count, reach=runs.reach, run=runs.queries)
     values.update(zip(("dq", "parts_k", "parts_v"), outputs, strict=True))
-    kept = scratch(workers, 2, desc.size("n"), min(group, HEADS_PER_STEP), padded(block))
-    values.update(blocks=ceil_div(keys, block), kept=kept, workers=workers)
+    kept, blocks = (
+        kept_scores(desc, RowTile.of(desc.size("group"), schedule.query_lanes)),
+        ceil_div(keys, desc.size("block")),
+    )
+    values.update(blocks=blocks, kept=scratch(workers, 2, kept), marks=scratch(workers, blocks, 2), workers=workers)
     return Launch(tasks=batch * kv_heads * runs.count, values=values, outputs=outputs)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ from ..needed import attention_of
 from ..program import Phi
 from ..runs import KEYS_PER_TASK, Runs, keys_passed, reach_of
 from ..schedule import CpuSchedule
-from ..tiling import HEADS_PER_STEP, QUERIES_PER_TASK, RowTile, ScoreTile, ceil_div, padded
+from ..tiling import RowTile, ScoreTile, ceil_div, padded
 from .counts import Steps, keys_of_runs, listed_blocks, steps_over_keys
 from .cpu_loop import DTYPE_BYTES, FLOAT, CpuLoop, Product, part_of, passes_of
 
@@ -141,21 +142,20 @@ def _run_sums(desc: KernelDesc, sizes: Sizes, visible: RangeSet) -> CpuLoop:
 
 
 def _gather_rows(desc: KernelDesc, schedule: CpuSchedule, sizes: Sizes) -> CpuLoop:
-    """The forward: query by query, the heads of a group together, keys in the lanes."""
+    """The forward: a tile of queries block by block, those that list it together, keys in the lanes."""
     dk, dv, group, block, n = (desc.size(name) for name in ("dk", "dv", "group", "block", "n"))
-    heads, width = min(group, HEADS_PER_STEP), padded(block)
-    listed = _listed(desc, sizes)
-    rows = sizes.batch * sizes.kv_heads * ceil_div(group, heads)
-    blocks, queries = rows * listed.total, rows * sizes.tokens
-    slots = max(1, min(n, schedule.key_tile * 16 // width))
-    runs = max(1.0, listed.mean / slots)  # of blocks that have room side by side: what was summed before is rescaled
+    tile, width, columns = RowTile.of(group, schedule.query_lanes), padded(block), padded(dv)
+    heads, rows = tile.heads, sizes.batch * sizes.kv_heads * tile.chunks
+    met = _Met.of(desc, sizes, tile)
+    listed, blocks, queries = rows * met.listed, rows * met.blocks, rows * sizes.tokens
+    times = listed * heads / met.rows
     passes = passes_of(
         {
-            "weights": blocks * heads * width,
+            "weights": listed * heads * width,
             "converted": queries * heads * dk,
-            "filled": queries * heads * dv,
-            "added": queries * heads * dv + queries * (runs - 1) * heads * padded(dv),
-            "scalar": queries * n * 4 + queries * runs * heads * 8,
+            "filled": queries * heads * dv + listed * heads * dk,
+            "added": queries * heads * dv + listed * heads * columns,
+            "scalar": queries * n * 4 + queries * heads * 8,
         }
     )
     if desc.word("source") == "plain":
@@ -164,10 +164,10 @@ def _gather_rows(desc: KernelDesc, schedule: CpuSchedule, sizes: Sizes) -> CpuLo
     if desc.dtype != "float32":
         passes["rounded"] += queries * heads * dv
     return CpuLoop(
-        tasks=sizes.batch * sizes.kv_heads * ceil_div(sizes.tokens, QUERIES_PER_TASK),
+        tasks=sizes.batch * sizes.kv_heads * ceil_div(sizes.tokens, tile.queries),
         products=(
-            Product(times=blocks, rows=heads, lanes=width, depth=dk),
-            Product(times=blocks, rows=heads, lanes=padded(dv), depth=block, sums=True),
+            Product(times=times, rows=met.rows, lanes=width, depth=dk),
+            Product(times=times, rows=met.rows, lanes=columns, depth=block),
         ),
         passes=passes,
         streamed=blocks * FLOAT * width * (dk + dv),
@@ -177,21 +177,22 @@ def _gather_rows(desc: KernelDesc, schedule: CpuSchedule, sizes: Sizes) -> CpuLo
 
 
 def _gather_runs(desc: KernelDesc, schedule: CpuSchedule, sizes: Sizes) -> CpuLoop:
-    """The backward over runs of queries: twice over the list of each query, the heads of a group together."""
+    """The backward over runs of queries: a tile of them passes twice over the blocks that some of them list."""
     dk, dv, group, block, n = (desc.size(name) for name in ("dk", "dv", "group", "block", "n"))
-    step, width, wide_k, wide_v = min(group, HEADS_PER_STEP), padded(block), padded(dk), padded(dv)
-    heads, chunks, listed = sizes.batch * sizes.kv_heads, ceil_div(group, step), _listed(desc, sizes)
-    blocks, rows = heads * chunks * listed.total, heads * chunks * step * sizes.tokens
+    tile, width, wide_k, wide_v = RowTile.of(group, schedule.query_lanes), padded(block), padded(dk), padded(dv)
+    heads, met, step = sizes.batch * sizes.kv_heads, _Met.of(desc, sizes, tile), tile.heads
+    listed, blocks = (heads * tile.chunks * count for count in (met.listed, met.blocks))
+    rows, times = heads * tile.chunks * step * sizes.tokens, listed * step / met.rows
     runs = runs_at(desc, sizes, reach_of(desc), group=group)
     seen = keys_of_runs(reach_of(desc), tokens=sizes.tokens, keys=sizes.keys, q_start=sizes.q_start, run=runs.queries)
     parts = heads * seen * (wide_k + wide_v)
     passes = passes_of(
         {
-            "gradients": blocks * step * width,
-            "added": blocks * step * width + rows * dk,  # what was missing of delta; dq, scaled
+            "gradients": listed * step * width,
+            "added": listed * step * (width + wide_k) + rows * dk,  # what was missing of delta; dq, and scaled
             "converted": rows * (dk + dv),
-            "filled": rows * (2 * wide_k + wide_v) + parts,
-            "scalar": rows * dv + heads * sizes.tokens * n * 4,  # out . dout; the blocks of a list, once each
+            "filled": rows * (2 * wide_k + wide_v) + parts + listed * step * 2 * (wide_k + wide_v),
+            "scalar": rows + heads * sizes.tokens * n * 4,  # who lists which block, once each
         }
     )
     if desc.dtype != "float32":
@@ -199,19 +200,38 @@ def _gather_runs(desc: KernelDesc, schedule: CpuSchedule, sizes: Sizes) -> CpuLo
     read, added = FLOAT * (width * (dk + dv) + block * wide_k), FLOAT * block * (wide_k + wide_v)
     return CpuLoop(
         tasks=heads * runs.count,
-        longest=min(runs.queries, sizes.tokens) * listed.longest * runs.count / listed.total if listed.total else 1.0,
+        longest=min(runs.queries, sizes.tokens) * met.longest * runs.count / met.listed if met.listed else 1.0,
         products=(
-            Product(times=blocks, rows=step, lanes=width, depth=dk),
-            Product(times=blocks, rows=step, lanes=width, depth=dv),
-            Product(times=blocks, rows=step, lanes=wide_k, depth=block, sums=True),
-            Product(times=blocks, rows=block, lanes=wide_k, depth=step, sums=True, stride=FLOAT * width),
-            Product(times=blocks, rows=block, lanes=wide_v, depth=step, sums=True, stride=FLOAT * width),
+            Product(times=times, rows=met.rows, lanes=width, depth=dk),
+            Product(times=times, rows=met.rows, lanes=width, depth=dv),
+            Product(times=times, rows=met.rows, lanes=wide_k, depth=block),
+            Product(times=times, rows=block, lanes=wide_k, depth=met.rows, sums=True, stride=FLOAT * width),
+            Product(times=times, rows=block, lanes=wide_v, depth=met.rows, sums=True, stride=FLOAT * width),
         ),
         passes=passes,
         streamed=blocks * (read + 2 * added),  # 2: written and read
         reach=sizes.keys / block * (read + added),
         unique=_operands(desc, sizes, queries=2, keys=0) + heads * ceil_div(sizes.keys, block) * read + FLOAT * parts,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Met:
+    """How queries of one key/value head meet blocks: all entries of lists, the distinct ones of each tile, and rows.
+
+    `rows` are those (query, head) that a block meets at a time, in the mean; `longest` is the longest list.
+    """
+
+    listed: float
+    blocks: float
+    rows: int
+    longest: float
+
+    @classmethod
+    def of(cls, desc: KernelDesc, sizes: Sizes, tile: RowTile) -> _Met:
+        one, together = _listed(desc, sizes, 1), _listed(desc, sizes, tile.queries)
+        rows = max(1, round(one.total / together.total * tile.heads)) if together.total else tile.heads
+        return cls(listed=one.total, blocks=together.total, rows=rows, longest=one.longest)
 
 
 def _operands(desc: KernelDesc, sizes: Sizes, *, queries: int, keys: int) -> float:
@@ -229,11 +249,11 @@ def _summed(full: float, stepped: float, *, rows: int, lanes: int, depth: int, s
     ]
 
 
-def _listed(desc: KernelDesc, sizes: Sizes) -> Steps:
-    """Return the blocks that queries of a gathered attention list."""
+def _listed(desc: KernelDesc, sizes: Sizes, queries: int) -> Steps:
+    """Return the blocks that tiles of `queries` queries of a gathered attention list, each once a tile."""
     causal = desc.word("reach") == "causal"
     return listed_blocks(
-        tokens=sizes.tokens, q_start=sizes.q_start, block=desc.size("block"), n=desc.size("n"), queries=1,
+        tokens=sizes.tokens, q_start=sizes.q_start, block=desc.size("block"), n=desc.size("n"), queries=queries,
         causal=causal, keys=sizes.keys,
     )  # fmt: skip
 

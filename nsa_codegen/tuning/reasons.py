@@ -270,7 +270,8 @@ def _cpu_reasons(desc: KernelDesc, schedule: CpuSchedule, target: CpuTarget, siz
         tile = RowTile.of(desc.size("group"), schedule.query_lanes)
         lanes += f": {tile.queries} queries of {tile.heads} heads, which pass over the union of their ranges"
     elif desc.op == "gather_attention":
-        lanes, step = UNREAD, UNREAD if desc.direction == "bwd" else step
+        tile, step = RowTile.of(desc.size("group"), schedule.query_lanes), UNREAD
+        lanes = f"{tile.queries} queries of {tile.heads} heads meet a block together, if they list it"
     return {
         "query_lanes": lanes,
         "key_tile": step,

@@ -1,4 +1,4 @@
-"""What TileLang 0.1.15 gets wrong for GPUs, each as small as it comes; docs/upstream.md has the table.
+"""What TileLang 0.1.15 gets wrong, for GPUs unless it says CPU, each as small as it comes; docs/upstream.md lists them.
 
 A test here fails when a later version has mended the fault: then its work-around can go. The pipelined loop that starts
 at a block-dependent tile is in test_kernels.
@@ -234,3 +234,20 @@ def test_a_64_bit_index_makes_a_gather_scalar():
         narrow, wide = (lower(gathered_rows(t), "sm_80").kernel_source for t in ("int32", "int64"))
     assert re.search(r"cp_async_gs\w*<16>", narrow)
     assert not re.search(r"cp_async_gs\w*<16>", wide)
+
+
+@pytest.mark.parametrize(("stride", "lowers"), [(16384, True), (32768, False), (65536, True), (98304, False)])
+def test_a_constant_stride_is_taken_for_a_number_of_lanes(stride, lowers):
+    """CPU: all but one index of the address are constants; what is left of the stride in 16 bits is held for lanes."""
+    rows = T.dynamic("rows")
+
+    @T.prim_func
+    def kernel(x: T.Tensor((rows, stride), "float32"), i: T.int32):
+        with T.Kernel(1, prelude="void first(float *);") as _:
+            T.call_extern("handle", "first", T.address_of(x[i, 0]))
+
+    if lowers:
+        assert "first(" in tilelang.lower(kernel, target=tvm.target.Target("c")).kernel_source
+    else:
+        with pytest.raises(Exception, match="Can't fetch the lanes of a scalable vector"):
+            tilelang.lower(kernel, target=tvm.target.Target("c"))

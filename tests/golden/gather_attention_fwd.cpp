@@ -4,69 +4,90 @@
 // emitted by TileLang 0.1.15
 // NSA_MAX_SELECTED 8, then templates/cpu/tile.h
 
-static int32_t gather_attention_kernel(int32_t* block_indices, float* k, float* lse, float* out, float* q, float* v, int32_t blocks, int32_t kv_heads, int32_t length, int32_t q_start, float scale, int32_t task_hi, int32_t task_lo, int32_t tokens) {
+static int32_t gather_attention_kernel(int32_t* block_indices, float* k, float* kept, float* lse, int32_t* marks, float* out, float* q, float* v, int32_t blocks, int32_t kv_heads, int32_t length, int32_t q_start, float scale, int32_t task_hi, int32_t task_lo, int32_t tokens, int32_t worker) {
   int32_t b[1];
   int32_t h[1];
   int32_t t0[1];
-  int32_t end[1];
-  int32_t chosen[8];
-  int32_t count[1];
-  float q_up[32];
-  float o[32];
-  float top[1];
-  float total[1];
-  int32_t base[1];
-  int32_t used[1];
-  float s[128];
+  int32_t taken[1];
+  int32_t limits[64];
+  int32_t listed[512];
+  int32_t begins[513];
+  int32_t members[512];
+  int32_t places[512];
+  int32_t counts[64];
+  int32_t found[1];
+  float q_up[2080];
+  int32_t j[1];
+  int32_t first[1];
+  int32_t many[1];
+  float rows[2080];
   int32_t seen[1];
-  float factor[1];
+  float top[64];
+  float total[64];
+  float o[2048];
+  nsa::fill_rows((&(marks[((((int64_t)worker) * ((int64_t)blocks)) * (int64_t)2)])), blocks, 2);
   for (int32_t task = task_lo; task < task_hi; ++task) {
-    b[0] = (task / (((tokens + 15) >> 4) * kv_heads));
-    h[0] = ((task / ((tokens + 15) >> 4)) % kv_heads);
-    t0[0] = ((task % ((tokens + 15) >> 4)) * 16);
-    int32_t v_ = t0[0] + 16;
-    for (int32_t t = t0[0]; t < ((v_) < (tokens) ? (v_) : (tokens)); ++t) {
-      int32_t v__1 = (q_start + t) + 1;
-      end[0] = ((length) < (v__1) ? (length) : (v__1));
-      count[0] = nsa::distinct_blocks(chosen, (&(block_indices[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)8) + ((((int64_t)t) * ((int64_t)kv_heads)) * (int64_t)8)) + (((int64_t)h[(int64_t)0]) * (int64_t)8))])), 8, ((end[0] + 15) >> 4));
-      int32_t b_1 = b[0];
-      int32_t h_1 = h[0];
+    b[0] = (task / (((tokens + 63) >> 6) * kv_heads));
+    h[0] = ((task / ((tokens + 63) >> 6)) % kv_heads);
+    t0[0] = ((task % ((tokens + 63) >> 6)) * 64);
+    int32_t v_ = tokens - t0[0];
+    taken[0] = ((64) < (v_) ? (64) : (v_));
+    for (int32_t i = 0; i < taken[0]; ++i) {
+      int32_t v__1 = ((q_start + t0[0]) + i) + 1;
+      limits[i] = ((((length) < (v__1) ? (length) : (v__1)) + 15) >> 4);
+    }
+    found[0] = nsa::group_blocks(listed, begins, members, places, counts, (&(marks[((((int64_t)worker) * ((int64_t)blocks)) * (int64_t)2)])), (&(block_indices[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)8) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)8)) + (((int64_t)h[(int64_t)0]) * (int64_t)8))])), (((int64_t)kv_heads) * (int64_t)8), limits, taken[0], 8);
+    int32_t taken_1 = taken[0];
+    int32_t b_1 = b[0];
+    int32_t t0_1 = t0[0];
+    int32_t h_1 = h[0];
+    for (int32_t i_1 = 0; i_1 < taken_1; ++i_1) {
       for (int32_t c = 0; c < 32; ++c) {
-        q_up[c] = (q[((((((((int64_t)b_1) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + ((((int64_t)t) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h_1) * (int64_t)32)) + ((int64_t)c))] * nsa::log2_units(scale));
+        q_up[((((int64_t)i_1) * (int64_t)32) + ((int64_t)c))] = (q[((((((((int64_t)b_1) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + (((((int64_t)t0_1) + ((int64_t)i_1)) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h_1) * (int64_t)32)) + ((int64_t)c))] * nsa::log2_units(scale));
       }
-      nsa::fill(o, 0.000000e+00f, 32);
-      nsa::fill(top, -INFINITY, 1);
-      nsa::fill(total, 0.000000e+00f, 1);
-      for (int32_t i = 0; i < ((count[0] + 7) >> 3); ++i) {
-        base[0] = (i * 8);
-        int32_t v__2 = count[0] - base[0];
-        used[0] = ((8) < (v__2) ? (8) : (v__2));
-        nsa::product_listed<16, 1, 8>(s, 128, q_up, 32, (&(k[((((((int64_t)b[(int64_t)0]) * ((int64_t)blocks)) * ((int64_t)kv_heads)) * (int64_t)512) + ((((int64_t)h[(int64_t)0]) * ((int64_t)blocks)) * (int64_t)512))])), 512, (&(chosen[base[(int64_t)0]])), used[0], 1, 32);
-        for (int32_t x = 0; x < used[0]; ++x) {
-          int32_t v__3 = end[0] - (chosen[(((int64_t)base[(int64_t)0]) + ((int64_t)x))] * 16);
+    }
+    for (int32_t u = 0; u < found[0]; ++u) {
+      j[0] = listed[u];
+      first[0] = begins[u];
+      many[0] = (begins[(((int64_t)u) + (int64_t)1)] - first[0]);
+      nsa::copy_members(rows, q_up, (&(members[first[(int64_t)0]])), many[0], 32);
+      nsa::product<16, 4, 4, nsa::ZERO>((&(kept[((((int64_t)worker) * (int64_t)8192) + (((int64_t)first[(int64_t)0]) * (int64_t)16))])), 16, rows, 32, 1, (&(k[(((((((int64_t)b[(int64_t)0]) * ((int64_t)blocks)) * ((int64_t)kv_heads)) * (int64_t)512) + ((((int64_t)h[(int64_t)0]) * ((int64_t)blocks)) * (int64_t)512)) + (((int64_t)j[(int64_t)0]) * (int64_t)512))])), many[0], 32, rows);
+      if ((length < ((j[0] * 16) + 16)) || (((q_start + t0[0]) + members[first[(int64_t)0]]) < ((j[0] * 16) + 15))) {
+        for (int32_t x = 0; x < many[0]; ++x) {
+          int32_t v__2 = ((q_start + t0[0]) + members[(((int64_t)first[(int64_t)0]) + ((int64_t)x))]) + 1;
+          int32_t v__3 = ((length) < (v__2) ? (length) : (v__2)) - (j[0] * 16);
           seen[0] = ((16) < (v__3) ? (16) : (v__3));
-          int32_t begin = ((x * 16) + seen[0]);
-          for (int32_t j = begin; j < ((x * 16) + 16); ++j) {
-            s[((int64_t)j)] = -INFINITY;
+          for (int32_t lane = seen[0]; lane < 16; ++lane) {
+            kept[((((((int64_t)worker) * (int64_t)8192) + (((int64_t)first[(int64_t)0]) * (int64_t)16)) + (((int64_t)x) * (int64_t)16)) + ((int64_t)lane))] = -INFINITY;
           }
         }
-        factor[0] = nsa::softmax_row((&(s[0])), (used[0] * 16), (&(top[0])), (&(total[0])));
-        if (0 < i) {
-          nsa::scale_row((&(o[0])), factor[0], 32);
-        }
-        for (int32_t x_1 = 0; x_1 < used[0]; ++x_1) {
-          int32_t v__4 = end[0] - (chosen[(((int64_t)base[(int64_t)0]) + ((int64_t)x_1))] * 16);
-          seen[0] = ((16) < (v__4) ? (16) : (v__4));
-          nsa::product_row<32>(o, (&(s[(((int64_t)x_1) * (int64_t)16)])), (&(v[(((((((int64_t)b[(int64_t)0]) * ((int64_t)blocks)) * ((int64_t)kv_heads)) * (int64_t)512) + ((((int64_t)h[(int64_t)0]) * ((int64_t)blocks)) * (int64_t)512)) + (((int64_t)chosen[(((int64_t)base[(int64_t)0]) + ((int64_t)x_1))]) * (int64_t)512))])), seen[0]);
-        }
       }
-      int32_t b_2 = b[0];
-      int32_t h_2 = h[0];
-      float norm = nsa::inverse(total[0]);
+    }
+    first[0] = 0;
+    for (int32_t i_2 = 0; i_2 < taken[0]; ++i_2) {
+      nsa::softmax_pieces((&(kept[((((int64_t)worker) * (int64_t)8192) + (((int64_t)first[(int64_t)0]) * (int64_t)16))])), (&(places[(((int64_t)i_2) * (int64_t)8)])), counts[i_2], (int64_t)16, 16, (&(top[i_2])), (&(total[i_2])));
+    }
+    nsa::fill_rows(o, taken[0], 32);
+    for (int32_t u_1 = 0; u_1 < found[0]; ++u_1) {
+      j[0] = listed[u_1];
+      first[0] = begins[u_1];
+      many[0] = (begins[(((int64_t)u_1) + (int64_t)1)] - first[0]);
+      int32_t v__4 = ((q_start + t0[0]) + members[((((int64_t)first[(int64_t)0]) + ((int64_t)many[(int64_t)0])) - (int64_t)1)]) + 1;
+      int32_t v__5 = ((length) < (v__4) ? (length) : (v__4)) - (j[0] * 16);
+      seen[0] = ((16) < (v__5) ? (16) : (v__5));
+      nsa::product<32, 4, 4, nsa::ZERO>(rows, 32, (&(kept[((((int64_t)worker) * (int64_t)8192) + (((int64_t)first[(int64_t)0]) * (int64_t)16))])), 16, 1, (&(v[(((((((int64_t)b[(int64_t)0]) * ((int64_t)blocks)) * ((int64_t)kv_heads)) * (int64_t)512) + ((((int64_t)h[(int64_t)0]) * ((int64_t)blocks)) * (int64_t)512)) + (((int64_t)j[(int64_t)0]) * (int64_t)512))])), many[0], seen[0], rows);
+      nsa::add_members(o, rows, (&(members[first[(int64_t)0]])), many[0], 32);
+    }
+    int32_t taken_2 = taken[0];
+    int32_t b_2 = b[0];
+    int32_t t0_2 = t0[0];
+    int32_t h_2 = h[0];
+    for (int32_t i_3 = 0; i_3 < taken_2; ++i_3) {
+      float norm = nsa::inverse(total[i_3]);
       for (int32_t c_1 = 0; c_1 < 32; ++c_1) {
-        out[((((((((int64_t)b_2) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + ((((int64_t)t) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h_2) * (int64_t)32)) + ((int64_t)c_1))] = (o[c_1] * norm);
+        out[((((((((int64_t)b_2) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + (((((int64_t)t0_2) + ((int64_t)i_3)) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h_2) * (int64_t)32)) + ((int64_t)c_1))] = (o[((((int64_t)i_3) * (int64_t)32) + ((int64_t)c_1))] * norm);
       }
-      lse[((((((int64_t)b_2) * ((int64_t)kv_heads)) * ((int64_t)tokens)) + (((int64_t)t) * ((int64_t)kv_heads))) + ((int64_t)h_2))] = nsa::log_sum_exp(top[0], total[0]);
+      lse[((((((int64_t)b_2) * ((int64_t)kv_heads)) * ((int64_t)tokens)) + ((((int64_t)t0_2) + ((int64_t)i_3)) * ((int64_t)kv_heads))) + ((int64_t)h_2))] = nsa::log_sum_exp(top[i_3], total[i_3]);
     }
   }
   return 0;
@@ -79,7 +100,9 @@ namespace {
 struct nsa_context {
   int32_t* block_indices;
   float* k;
+  float* kept;
   float* lse;
+  int32_t* marks;
   float* out;
   float* q;
   float* v;
@@ -93,11 +116,11 @@ struct nsa_context {
 int32_t nsa_task(void *context, int32_t task_lo, int32_t task_hi, int32_t worker) {
   const nsa_context &a = *(const nsa_context *)context;
   (void)worker;
-  return gather_attention_kernel(a.block_indices, a.k, a.lse, a.out, a.q, a.v, a.blocks, a.kv_heads, a.length, a.q_start, a.scale, task_hi, task_lo, a.tokens);
+  return gather_attention_kernel(a.block_indices, a.k, a.kept, a.lse, a.marks, a.out, a.q, a.v, a.blocks, a.kv_heads, a.length, a.q_start, a.scale, task_hi, task_lo, a.tokens, worker);
 }
 } // namespace
-extern "C" int32_t nsa_gather_attention(nsa_parallel_fn parallel, int32_t threads, int32_t tasks, int32_t* block_indices, float* k, float* lse, float* out, float* q, float* v, int32_t blocks, int32_t kv_heads, int32_t length, int32_t q_start, float scale, int32_t tokens) {
-  nsa_context context = {block_indices, k, lse, out, q, v, blocks, kv_heads, length, q_start, scale, tokens};
+extern "C" int32_t nsa_gather_attention(nsa_parallel_fn parallel, int32_t threads, int32_t tasks, int32_t* block_indices, float* k, float* kept, float* lse, int32_t* marks, float* out, float* q, float* v, int32_t blocks, int32_t kv_heads, int32_t length, int32_t q_start, float scale, int32_t tokens) {
+  nsa_context context = {block_indices, k, kept, lse, marks, out, q, v, blocks, kv_heads, length, q_start, scale, tokens};
   return parallel(nsa_task, &context, tasks, threads);
 }
 

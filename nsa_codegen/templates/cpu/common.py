@@ -106,13 +106,6 @@ def product(lanes: int, schedule: Schedule, start: str) -> str:
     return f"product<{lanes}, {schedule.register_rows}, {schedule.register_vectors}, nsa::{start}>"
 
 
-def listed_product(width: int, rows: int, schedule: Schedule) -> str:
-    """Return the name of the product of `rows` rows with listed blocks `width` wide: few rows take more vectors."""
-    taken = min(schedule.register_rows, 1 << rows.bit_length() - 1)
-    vectors = schedule.register_rows * schedule.register_vectors // taken
-    return f"product_listed<{width}, {taken}, {min(8, 1 << vectors.bit_length() - 1)}>"
-
-
 def bound_at(bound: Bound, position: Any, keys: Any) -> Any:
     """Return the expression of `bound` for a query at `position`, clamped into `0 .. keys`.
 
@@ -141,14 +134,6 @@ def decode_run(task: Any, runs: Any, kv_heads: Any) -> tuple[Any, Any, Any]:
     """Return batch row, key/value head, and run of queries of a task; later runs, which see more keys, come first."""
     row = T.truncdiv(task, runs)
     return T.truncdiv(row, kv_heads), T.truncmod(row, kv_heads), runs - 1 - T.truncmod(task, runs)
-
-
-@T.macro
-def mask_tail(s, rows, begin, end):
-    """Set the scores [rows, keys] of keys begin .. end-1 to -inf."""
-    for x in T.serial(rows):
-        for j in T.serial(begin, end):
-            s[x, j] = NEG_INF
 
 
 @T.macro

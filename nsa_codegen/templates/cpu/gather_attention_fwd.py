@@ -1,7 +1,9 @@
 """Gathered attention, forward: softmax over the tokens of each query's list of blocks (paper eq. 11, selected path).
 
-One task is a run of queries of one key/value head. The heads of a group share the list; keys lie in the lanes. The
-blocks are read from packed copies, or, when few queries make packing a whole sequence a waste, packed one by one.
+One task is a tile of queries of one key/value head. Block by block, the rows (query, head) of those that list it meet
+its keys in one product, so that a block is read once for all of them; scores are kept, keys in the lanes, until a row
+has all of its own. Blocks are read from packed copies, or, when few queries make packing a whole sequence a waste,
+packed one by one.
 """
 
 from typing import Any
@@ -11,21 +13,8 @@ import tilelang.language as T
 from ...desc import KernelDesc
 from ...schedule import Schedule
 from ...target import Target
-from ...tiling import HEADS_PER_STEP, QUERIES_PER_TASK, padded
-from .common import (
-    ELEMENT,
-    NEG_INF,
-    STORAGE,
-    call,
-    decode_task,
-    down,
-    listed_product,
-    mask_tail,
-    prelude,
-    product,
-    scalar,
-    up,
-)
+from ...tiling import RowTile, padded
+from .common import ELEMENT, NEG_INF, STORAGE, call, decode_task, down, prelude, product, scalar, up
 
 
 def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any:
@@ -33,26 +22,35 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
     dtype, group, dk, dv = desc.dtype, desc.size("group"), desc.size("dk"), desc.size("dv")
     block, n, causal = desc.size("block"), desc.size("n"), desc.word("reach") == "causal"
     packed, element, storage = desc.word("source") == "packed", ELEMENT[dtype], STORAGE[dtype]
-    width, columns = padded(block), padded(dv)
-    slots = max(1, min(n, schedule.key_tile * 16 // width))
-    run, heads = QUERIES_PER_TASK, min(group, HEADS_PER_STEP)
-    chunks = -(-group // heads)
-    row = slots * width
-    batch, tokens, keys, kv_heads, blocks = (T.dynamic(x) for x in ("batch", "tokens", "keys", "kv_heads", "blocks"))
+    tile, width, columns = RowTile.of(group, schedule.query_lanes), padded(block), padded(dv)
+    queries, heads, chunks = tile.queries, tile.heads, tile.chunks
+    batch, tokens, keys, kv_heads, blocks, workers = (
+        T.dynamic(x) for x in ("batch", "tokens", "keys", "kv_heads", "blocks", "workers")
+    )
     k_shape = (batch, kv_heads, blocks, dk, width) if packed else (batch, keys, kv_heads, dk)
     v_shape = (batch, kv_heads, blocks, block, columns) if packed else (batch, keys, kv_heads, dv)
 
-    def values_of(v: Any, staged: Any, b: Any, h: Any, j: Any) -> Any:
-        return T.address_of(v[b, h, j, 0, 0]) if packed else staged.data
-
     @T.macro
-    def load_queries(q, q_up, b, t, h, chunk, scale):
-        for g in T.serial(heads):
-            for c in T.serial(dk):
-                if chunk * heads + g < group:
-                    q_up[g, c] = up(dtype, q[b, t, h, chunk * heads + g, c]) * scalar("log2_units", scale)
-                else:
-                    q_up[g, c] = 0.0
+    def load_queries(q, q_up, taken, b, t0, h, chunk, scale):
+        for i in T.serial(taken):
+            for g in T.serial(heads):
+                for c in T.serial(dk):
+                    if chunk * heads + g < group:
+                        q_up[i * heads + g, c] = up(dtype, q[b, t0 + i, h, chunk * heads + g, c]) * scalar(
+                            "log2_units", scale
+                        )
+                    else:
+                        q_up[i * heads + g, c] = 0.0
+
+    def end_of(t, length, q_start):
+        """The end of the keys that query `t` may see."""
+        return T.min(length, q_start + t + 1) if causal else length
+
+    def keys_of(k, k_t, b, h, j):
+        return T.address_of(k[b, h, j, 0, 0]) if packed else k_t.data
+
+    def values_of(v, v_up, b, h, j):
+        return T.address_of(v[b, h, j, 0, 0]) if packed else v_up.data
 
     @T.macro
     def stage_keys(k, k_t, b, h, j):
@@ -71,13 +69,16 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
         )
 
     @T.macro
-    def store_outputs(out, lse, o, top, total, b, t, h, chunk):
-        for g in T.serial(heads):
-            if chunk * heads + g < group:
-                norm = scalar("inverse", total[g])
-                for c in T.serial(dv):
-                    out[b, t, h, chunk * heads + g, c] = down(dtype, o[g, c] * norm)
-                lse[b, t, h, chunk * heads + g] = scalar("log_sum_exp", top[g], total[g])
+    def store_outputs(out, lse, o, top, total, taken, b, t0, h, chunk):
+        for i in T.serial(taken):
+            for g in T.serial(heads):
+                if chunk * heads + g < group:
+                    norm = scalar("inverse", total[i * heads + g])
+                    for c in T.serial(dv):
+                        out[b, t0 + i, h, chunk * heads + g, c] = down(dtype, o[i * heads + g, c] * norm)
+                    lse[b, t0 + i, h, chunk * heads + g] = scalar(
+                        "log_sum_exp", top[i * heads + g], total[i * heads + g]
+                    )
 
     @T.prim_func
     def gather_attention(
@@ -87,81 +88,87 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
         block_indices: T.Tensor((batch, tokens, kv_heads, n), "int32"),
         out: T.Tensor((batch, tokens, kv_heads, group, dv), storage),
         lse: T.Tensor((batch, tokens, kv_heads, group), "float32"),
+        kept: T.Tensor((workers, queries * n, heads, width), "float32"),  # scores, then weights, by member
+        marks: T.Tensor((workers, blocks, 2), "int32"),
         length: T.int32,
         q_start: T.int32,
         scale: T.float32,
+        worker: T.int32,
         task_lo: T.int32,
         task_hi: T.int32,
     ):
         with T.Kernel(1, prelude=prelude(n)) as _:
-            q_up = T.alloc_local((heads, dk), "float32")
-            s = T.alloc_local((heads, row), "float32")
-            o = T.alloc_local((heads, columns), "float32")
-            top = T.alloc_local((heads,), "float32")
-            total = T.alloc_local((heads,), "float32")
-            chosen = T.alloc_local((n,), "int32")
+            q_up = T.alloc_local((queries * heads + padded(dk) // dk, dk), "float32")
+            o = T.alloc_local((queries * heads, columns), "float32")
+            rows = T.alloc_local((queries * heads + 1, max(padded(dk), columns)), "float32")
+            top = T.alloc_local((queries * heads,), "float32")
+            total = T.alloc_local((queries * heads,), "float32")
+            limits = T.alloc_local((queries,), "int32")
+            counts = T.alloc_local((queries,), "int32")
+            listed = T.alloc_local((queries * n,), "int32")
+            begins = T.alloc_local((queries * n + 1,), "int32")
+            members = T.alloc_local((queries * n,), "int32")
+            places = T.alloc_local((queries, n), "int32")
             k_t = T.alloc_local((dk, 1 if packed else width), "float32")
             v_up = T.alloc_local((1 if packed else block, columns), "float32")
             b, h, t0 = (T.alloc_var("int32") for _ in range(3))
-            end, count, base, used, seen, factor = (*(T.alloc_var("int32") for _ in range(5)), T.alloc_var("float32"))
+            taken, found, j, first, many, seen = (T.alloc_var("int32") for _ in range(6))
+            call("fill_rows", T.address_of(marks[worker, 0, 0]), blocks, 2)
             for task in T.serial(task_lo, task_hi):
-                b, h, t0, _ = decode_task(task, T.ceildiv(tokens, run), kv_heads, 1, run)
-                for t in T.serial(t0, T.min(t0 + run, tokens)):
-                    end = T.min(length, q_start + t + 1) if causal else length
-                    count = T.call_extern(
-                        "int32",
-                        "nsa::distinct_blocks",
-                        *(chosen.data, T.address_of(block_indices[b, t, h, 0]), n, T.ceildiv(end, block)),
-                    )
-                    for chunk in T.serial(chunks):
-                        load_queries(q, q_up, b, t, h, chunk, scale)
-                        call("fill", o.data, T.float32(0), heads * columns)
-                        call("fill", top.data, NEG_INF, heads)
-                        call("fill", total.data, T.float32(0), heads)
-                        for i in T.serial(T.ceildiv(count, slots)):
-                            base = i * slots
-                            used = T.min(slots, count - base)
-                            if packed:
-                                call(
-                                    listed_product(width, heads, schedule),
-                                    *(s.data, row, q_up.data, dk, T.address_of(k[b, h, 0, 0, 0]), dk * width),
-                                    *(T.address_of(chosen[base]), used, heads, dk),
-                                )
-                            for x in T.serial(used):
-                                if not packed:
-                                    stage_keys(k, k_t, b, h, chosen[base + x])
-                                    call(
-                                        product(width, schedule, "ZERO"),
-                                        *(T.address_of(s[0, x * width]), row, q_up.data, dk, 1),
-                                        *(k_t.data, heads, dk, o.data),
-                                    )
-                                seen = T.min(block, end - chosen[base + x] * block)
-                                mask_tail(s, heads, x * width + seen, (x + 1) * width)
-                            for g in T.serial(heads):
-                                factor = T.call_extern(
-                                    "float32",
-                                    "nsa::softmax_row",
-                                    *(T.address_of(s[g, 0]), used * width),
-                                    *(T.address_of(top[g]), T.address_of(total[g])),
-                                )
-                                if i > 0:
-                                    call("scale_row", T.address_of(o[g, 0]), factor, columns)
-                            for x in T.serial(used):
-                                if not packed:
-                                    stage_values(v, v_up, b, h, chosen[base + x])
-                                seen = T.min(block, end - chosen[base + x] * block)
-                                if heads == 1:
-                                    call(
-                                        f"product_row<{columns}>",
-                                        *(o.data, T.address_of(s[0, x * width])),
-                                        *(values_of(v, v_up, b, h, chosen[base + x]), seen),
-                                    )
-                                else:
-                                    call(
-                                        product(columns, schedule, "ADD"),
-                                        *(o.data, columns, T.address_of(s[0, x * width]), row, 1),
-                                        *(values_of(v, v_up, b, h, chosen[base + x]), heads, seen, o.data),
-                                    )
-                        store_outputs(out, lse, o, top, total, b, t, h, chunk)
+                b, h, t0, _ = decode_task(task, T.ceildiv(tokens, queries), kv_heads, 1, queries)
+                taken = T.min(queries, tokens - t0)
+                for i in T.serial(taken):
+                    limits[i] = T.ceildiv(end_of(t0 + i, length, q_start), block)
+                found = T.call_extern(
+                    "int32",
+                    "nsa::group_blocks",
+                    *(listed.data, begins.data, members.data, places.data, counts.data),
+                    *(T.address_of(marks[worker, 0, 0]), T.address_of(block_indices[b, t0, h, 0])),
+                    *(T.int64(kv_heads) * n, limits.data, taken, n),
+                )
+                for chunk in T.serial(chunks):
+                    load_queries(q, q_up, taken, b, t0, h, chunk, scale)
+                    for u in T.serial(found):
+                        j = listed[u]
+                        first = begins[u]
+                        many = begins[u + 1] - first
+                        if not packed:
+                            stage_keys(k, k_t, b, h, j)
+                        call("copy_members", rows.data, q_up.data, T.address_of(members[first]), many, heads * dk)
+                        call(
+                            product(width, schedule, "ZERO"),
+                            *(T.address_of(kept[worker, first, 0, 0]), width, rows.data, dk, 1),
+                            *(keys_of(k, k_t, b, h, j), many * heads, dk, rows.data),
+                        )
+                        if end_of(t0 + members[first], length, q_start) < j * block + width or block < width:
+                            for x in T.serial(many):
+                                seen = T.min(block, end_of(t0 + members[first + x], length, q_start) - j * block)
+                                for g in T.serial(heads):
+                                    for lane in T.serial(seen, width):
+                                        kept[worker, first + x, g, lane] = NEG_INF
+                    first = 0  # a variable: TileLang takes the stride of what is left for a number of lanes, in 16 bits
+                    for i in T.serial(taken):
+                        for g in T.serial(heads):
+                            call(
+                                "softmax_pieces",
+                                *(T.address_of(kept[worker, first, g, 0]), T.address_of(places[i, 0]), counts[i]),
+                                *(T.int64(heads * width), width),
+                                *(T.address_of(top[i * heads + g]), T.address_of(total[i * heads + g])),
+                            )
+                    call("fill_rows", o.data, taken * heads, columns)
+                    for u in T.serial(found):
+                        j = listed[u]
+                        first = begins[u]
+                        many = begins[u + 1] - first
+                        seen = T.min(block, end_of(t0 + members[first + many - 1], length, q_start) - j * block)
+                        if not packed:
+                            stage_values(v, v_up, b, h, j)
+                        call(
+                            product(columns, schedule, "ZERO"),
+                            *(rows.data, columns, T.address_of(kept[worker, first, 0, 0]), width, 1),
+                            *(values_of(v, v_up, b, h, j), many * heads, seen, rows.data),
+                        )
+                        call("add_members", o.data, rows.data, T.address_of(members[first]), many, heads * columns)
+                    store_outputs(out, lse, o, top, total, taken, b, t0, h, chunk)
 
     return gather_attention

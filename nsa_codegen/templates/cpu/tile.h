@@ -243,68 +243,6 @@ NSA_INLINE void product(float *C, int ldc, const float *A, int64_t a_row, int64_
     product<LANES, 2 * R, V / 2, START, past>(C, ldc, A, a_row, a_depth, B, rows, depth, alpha);
 }
 
-// V vectors side by side of blocks that a list names: C[r][v] = sum_k A[r * a_row + k] * B[v][k * ldb].
-template <int R, int V>
-NSA_INLINE void listed_tile(float *C, int ldc, const float *A, int64_t a_row, const float *const *B, int ldb, int depth) {
-  vf acc[R][V] = {};
-  for (int k = 0; k < depth; k++) {
-    vf b[V];
-    NSA_UNROLL for (int v = 0; v < V; v++) b[v] = load(B[v] + k * ldb);
-    NSA_UNROLL for (int r = 0; r < R; r++) {
-      vf a = splat(A[r * a_row + k]);
-      NSA_UNROLL for (int v = 0; v < V; v++) acc[r][v] += a * b[v];
-    }
-  }
-  NSA_UNROLL for (int r = 0; r < R; r++) NSA_UNROLL for (int v = 0; v < V; v++)
-      store(C + r * ldc + v * W, acc[r][v]);
-}
-
-template <int WIDTH, int R, int V>
-NSA_INLINE void listed_columns(float *C, int ldc, const float *A, int64_t a_row, const float *B, int64_t stride,
-                               const int32_t *list, int done, int count, int depth) {
-  constexpr int per = WIDTH / W;
-  for (; done + V <= count * per; done += V) {
-    const float *at[V];
-    NSA_UNROLL for (int v = 0; v < V; v++) at[v] = B + list[(done + v) / per] * stride + (done + v) % per * W;
-    listed_tile<R, V>(C + done * W, ldc, A, a_row, at, WIDTH, depth);
-  }
-  if constexpr (V > 1)
-    if (done < count * per)
-      listed_columns<WIDTH, R, V / 2>(C, ldc, A, a_row, B, stride, list, done, count, depth);
-}
-
-// C[rows][count * WIDTH] = A[rows][depth] * the blocks [depth][WIDTH] of B, `stride` apart, that list[0:count] names. Blocks
-// narrower than a register tile are taken together, so that few rows still fill it.
-template <int WIDTH, int R, int V>
-NSA_INLINE void product_listed(float *C, int ldc, const float *A, int64_t a_row, const float *B, int64_t stride,
-                               const int32_t *list, int count, int rows, int depth) {
-  int r = 0;
-  for (; r + R <= rows; r += R)
-    listed_columns<WIDTH, R, V>(C + r * ldc, ldc, A + r * a_row, a_row, B, stride, list, 0, count, depth);
-  if constexpr (R > 1)
-    if (r < rows)
-      product_listed<WIDTH, R / 2, V>(C + r * ldc, ldc, A + r * a_row, a_row, B, stride, list, count, rows - r, depth);
-}
-
-// C[LANES] += A[depth] * B[depth][LANES] for a single row, in several partial sums: one would wait for its own additions.
-template <int LANES> NSA_INLINE void product_row(float *C, const float *A, const float *B, int depth) {
-  constexpr int V = LANES / W < 8 ? LANES / W : 8, P = 8 / V;
-  for (int lane = 0; lane < LANES; lane += V * W) {
-    vf acc[P][V] = {};
-    int k = 0;
-    for (; k + P <= depth; k += P)
-      NSA_UNROLL for (int p = 0; p < P; p++) NSA_UNROLL for (int v = 0; v < V; v++)
-          acc[p][v] += splat(A[k + p]) * load(B + (int64_t)(k + p) * LANES + lane + v * W);
-    for (; k < depth; k++)
-      NSA_UNROLL for (int v = 0; v < V; v++) acc[0][v] += splat(A[k]) * load(B + (int64_t)k * LANES + lane + v * W);
-    NSA_UNROLL for (int v = 0; v < V; v++) {
-      vf sum = load(C + lane + v * W);
-      NSA_UNROLL for (int p = 0; p < P; p++) sum += acc[p][v];
-      store(C + lane + v * W, sum);
-    }
-  }
-}
-
 // Scores S[rows][LANES] of keys from j0 on become -inf outside all of the ranges lo[r][lane] <= key < hi[r][lane].
 template <int LANES, int RANGES>
 NSA_INLINE void mask_lanes(float *S, const int32_t *lo, const int32_t *hi, int j0, int rows) {
@@ -343,23 +281,22 @@ template <int LANES> NSA_INLINE void softmax_step(float *S, int rows, float *m, 
   }
 }
 
-// The same step with a row of n keys per query (n a multiple of W): *m and *l are the query's running maximum and
-// sum; returns the factor for what was summed before.
-NSA_INLINE float softmax_row(float *s, int n, float *m, float *l) {
+// Softmax of one query over scores that lie in pieces: piece i is the n at S + places[i] * stride, n a multiple of W.
+// Turns them into weights relative to their maximum *m, whose sum is *l; without pieces these are -inf and 0.
+NSA_INLINE void softmax_pieces(float *S, const int32_t *places, int count, int64_t stride, int n, float *m, float *l) {
   vf best = splat(-INFINITY), sums = vf{};
-  for (int i = 0; i < n; i += W)
-    best = max(load(s + i), best);
-  float before = *m, most = greatest(best), top = most > before ? most : before;
-  float safe = top == -INFINITY ? 0.0f : top;
-  for (int i = 0; i < n; i += W) {
-    vf p = exp2(load(s + i) - splat(safe));
-    store(s + i, p);
-    sums += p;
-  }
-  float factor = exp2(splat(before - safe))[0];
-  *l = *l * factor + total(sums);
-  *m = top;
-  return factor;
+  for (int i = 0; i < count; i++)
+    for (int x = 0; x < n; x += W)
+      best = max(load(S + places[i] * stride + x), best);
+  vf top = splat(greatest(best)), safe = select(top == -INFINITY, vf{}, top);
+  for (int i = 0; i < count; i++)
+    for (int x = 0; x < n; x += W) {
+      vf p = exp2(load(S + places[i] * stride + x) - safe);
+      store(S + places[i] * stride + x, p);
+      sums += p;
+    }
+  *m = top[0];
+  *l = total(sums);
 }
 
 // lse in log2 units, such that 2^(score - it) is the weight; +inf, hence weight 0, for an empty row.
@@ -586,7 +523,8 @@ NSA_INLINE void fill(float *p, float x, int n) {
     p[i] = x;
 }
 
-NSA_INLINE void fill_rows(float *p, int rows, int width) { memset(p, 0, sizeof(float) * rows * width); }
+// Rows of numbers of four bytes become 0.
+NSA_INLINE void fill_rows(void *p, int rows, int width) { memset(p, 0, sizeof(float) * rows * width); }
 
 // Natural log-sum-exp from a maximum and a sum in log2 units; -inf for an empty row.
 NSA_INLINE float log_sum_exp(float top, float sum) {
@@ -639,18 +577,57 @@ NSA_INLINE void select_top(int32_t *out, const float *scores, int current, int n
     out[filled] = -1;
 }
 
-// The distinct blocks of list[0:n] that are in 0 .. limit-1, in the order of first appearance; returns how many.
-NSA_INLINE int32_t distinct_blocks(int32_t *out, const int32_t *list, int n, int limit) {
-  int kept = 0;
-  for (int i = 0; i < n; i++) {
-    int32_t block = list[i];
-    bool fresh = block >= 0 && block < limit;
-    for (int j = 0; j < kept && fresh; j++)
-      fresh = out[j] != block;
-    if (fresh)
-      out[kept++] = block;
+// Who lists which block, of `queries` queries with `n` entries each, `stride` apart: blocks that some list names, ascending,
+// and the queries that list blocks[u], members[begins[u]] up to members[begins[u + 1]], ascending. Query q lists counts[q]
+// of them, one for each of places[q * n ...] among the members. Entries outside of 0 .. limits[q]-1 are left out, and so is
+// one that was there before. marks[2 * (largest limit)] are zeros, and will be. Returns how many blocks there are.
+NSA_INLINE int32_t group_blocks(int32_t *blocks, int32_t *begins, int32_t *members, int32_t *places, int32_t *counts,
+                                int32_t *marks, const int32_t *lists, int64_t stride, const int32_t *limits, int queries,
+                                int n) {
+  int32_t found = 0, placed = 0, end = 0;
+  for (int q = 0; q < queries; q++) {
+    counts[q] = 0;
+    for (int i = 0; i < n; i++) {
+      int32_t block = lists[q * stride + i];
+      if (block < 0 || block >= limits[q] || marks[2 * block + 1] == q + 1)
+        continue;
+      marks[2 * block]++;
+      marks[2 * block + 1] = q + 1;
+      places[q * n + counts[q]++] = block;
+      end = block < end ? end : block + 1;
+    }
   }
-  return kept;
+  for (int32_t block = 0; block < end; block++)
+    if (marks[2 * block]) {
+      blocks[found] = block;
+      begins[found++] = placed;
+      placed += marks[2 * block];
+      marks[2 * block] = placed - marks[2 * block];
+    }
+  begins[found] = placed;
+  for (int q = 0; q < queries; q++)
+    for (int i = 0; i < counts[q]; i++) {
+      int32_t place = marks[2 * places[q * n + i]]++;
+      members[place] = q;
+      places[q * n + i] = place;
+    }
+  for (int u = 0; u < found; u++)
+    marks[2 * blocks[u]] = marks[2 * blocks[u] + 1] = 0;
+  return found;
+}
+
+// Row i of dst is row members[i] of src, rows of `width` numbers; both have room for W more behind the last.
+NSA_INLINE void copy_members(float *dst, const float *src, const int32_t *members, int many, int width) {
+  for (int i = 0; i < many; i++)
+    for (int c = 0; c < width; c += W)
+      store(dst + i * width + c, load(src + members[i] * width + c));
+}
+
+// Row members[i] of dst += row i of src, rows of `width` numbers, a multiple of W.
+NSA_INLINE void add_members(float *dst, const float *src, const int32_t *members, int many, int width) {
+  for (int i = 0; i < many; i++)
+    for (int c = 0; c < width; c += W)
+      store(dst + members[i] * width + c, load(dst + members[i] * width + c) + load(src + i * width + c));
 }
 
 } // namespace nsa
