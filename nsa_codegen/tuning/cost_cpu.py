@@ -97,12 +97,12 @@ def product_clocks(product: Product, schedule: CpuSchedule, target: CpuTarget) -
 
 
 def _columns(product: Product, rows: int, vectors: int, target: CpuTarget) -> float:
-    """Return the clocks of all rows for the columns of one register tile; what is left of the rows takes halves."""
+    """Return the clocks of all rows for the columns of one register tile; rows that are left take tiles of 8, 4, 2 and 1."""
     left, clocks = product.rows, 0.0
     while left > 0 and rows >= 1:
         count, left = divmod(left, rows)
         clocks += count * _tile(product, rows, vectors, target)
-        rows //= 2
+        rows = 8 if rows > 8 else 4 if rows > 4 else rows // 2
     return clocks
 
 

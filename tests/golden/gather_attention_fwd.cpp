@@ -65,7 +65,7 @@ static int32_t gather_attention_kernel(int32_t* block_indices, float* k, float* 
     }
     first[0] = 0;
     for (int32_t i_2 = 0; i_2 < taken[0]; ++i_2) {
-      nsa::softmax_pieces((&(kept[((((int64_t)worker) * (int64_t)8192) + (((int64_t)first[(int64_t)0]) * (int64_t)16))])), (&(places[(((int64_t)i_2) * (int64_t)8)])), counts[i_2], (int64_t)16, 16, (&(top[i_2])), (&(total[i_2])));
+      nsa::softmax_pieces<16>((&(kept[((((int64_t)worker) * (int64_t)8192) + (((int64_t)first[(int64_t)0]) * (int64_t)16))])), (&(places[(((int64_t)i_2) * (int64_t)8)])), counts[i_2], (int64_t)16, (&(top[i_2])), (&(total[i_2])));
     }
     nsa::fill_rows(o, taken[0], 32);
     for (int32_t u_1 = 0; u_1 < found[0]; ++u_1) {

@@ -150,9 +150,9 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                     for i in T.serial(taken):
                         for g in T.serial(heads):
                             call(
-                                "softmax_pieces",
+                                f"softmax_pieces<{width}>",
                                 *(T.address_of(kept[worker, first, g, 0]), T.address_of(places[i, 0]), counts[i]),
-                                *(T.int64(heads * width), width),
+                                T.int64(heads * width),
                                 *(T.address_of(top[i * heads + g]), T.address_of(total[i * heads + g])),
                             )
                     call("fill_rows", o.data, taken * heads, columns)

@@ -24,8 +24,8 @@ typedef float vf_mem __attribute__((vector_size(NSA_VECTOR_BYTES), aligned(4), m
 NSA_INLINE vf load(const float *p) { return *(const vf_mem *)p; }
 NSA_INLINE void store(float *p, vf x) { *(vf_mem *)p = x; }
 NSA_INLINE vf splat(float x) { return x - vf{}; }
-NSA_INLINE vf select(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
-NSA_INLINE vf max(vf a, vf b) { return select(a > b, a, b); }
+NSA_INLINE vf select(vi mask, vf yes, vf no) { return mask ? yes : no; }
+NSA_INLINE vf max(vf a, vf b) { return a > b ? a : b; }
 
 template <int D, int... J> NSA_INLINE vf rotate(vf x, std::integer_sequence<int, J...>) {
 #if defined(__clang__)
@@ -52,9 +52,13 @@ NSA_INLINE float total(vf x) {
 
 // 2^x for x <= 0.5: exactly 1 at 0, exactly 0 below -126 and at -inf, NaN at NaN; relative error below 2e-7.
 NSA_INLINE vf exp2(vf x) {
+#if NSA_VECTOR_BYTES == 64
+  vf f = (vf)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
   const float magic = 12582912.0f; // 1.5 * 2^23: adding it rounds to an integer held in the low bits
   vf shifted = x + magic;
   vf f = x - (shifted - magic);
+#endif
   vf p = splat(1.5353361812956202e-4f);
   p = p * f + 1.33988744454219e-3f;
   p = p * f + 9.618437358305568e-3f;
@@ -62,8 +66,13 @@ NSA_INLINE vf exp2(vf x) {
   p = p * f + 2.4022647913026839e-1f;
   p = p * f + 6.931472028551282e-1f;
   p = p * f + 1.0f;
+#if NSA_VECTOR_BYTES == 64
+  __mmask16 kept = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
+  return (vf)_mm512_maskz_scalef_ps(kept, (__m512)p, (__m512)(x - f));
+#else
   vf scaled = (vf)((vi)p + ((vi)shifted << 23));
   return select(x < -126.0f, vf{}, scaled);
+#endif
 }
 
 struct f32 {
@@ -225,9 +234,10 @@ NSA_INLINE void product_rows(float *C, int ldc, const float *A, int64_t a_row, i
   int r = 0;
   for (; r + R <= rows; r += R)
     product_tile<R, V, START>(C + r * ldc, ldc, A + r * a_row, a_row, a_depth, B, ldb, depth, alpha);
+  constexpr int fewer = R > 8 ? 8 : R > 4 ? 4 : R / 2;
   if constexpr (R > 1)
     if (r < rows)
-      product_rows<R / 2, V, START>(C + r * ldc, ldc, A + r * a_row, a_row, a_depth, B, ldb, rows - r, depth, alpha);
+      product_rows<fewer, V, START>(C + r * ldc, ldc, A + r * a_row, a_row, a_depth, B, ldb, rows - r, depth, alpha);
 }
 
 // C[rows][LANES] = start + A[rows][depth] * B[depth][LANES]; A element (r, k) is A[r * a_row + k * a_depth].
@@ -261,42 +271,66 @@ NSA_INLINE void mask_lanes(float *S, const int32_t *lo, const int32_t *hi, int j
   }
 }
 
+// Vectors that a pass over n numbers takes at a time, so that their chains of maxima and sums overlap.
+constexpr int at_a_time(int n) { return n / W % 4 == 0 ? 4 : n / W % 2 == 0 ? 2 : 1; }
+
 // One step of the running softmax over `rows` keys, a query in each lane. Turns scores (log2 units, -inf where
 // masked) into weights in place; m: running maximum, l: running sum, alpha: factor for what was summed before.
-template <int LANES> NSA_INLINE void softmax_step(float *S, int rows, float *m, float *l, float *alpha) {
-  for (int lane = 0; lane < LANES; lane += W) {
-    vf before = load(m + lane), top = before;
+template <int LANES, int V = at_a_time(LANES)>
+NSA_INLINE void softmax_step(float *S, int rows, float *m, float *l, float *alpha) {
+  for (int lane = 0; lane < LANES; lane += V * W) {
+    vf top[V], safe[V], sum[V];
+    NSA_UNROLL for (int v = 0; v < V; v++) top[v] = load(m + lane + v * W);
     for (int j = 0; j < rows; j++)
-      top = max(load(S + j * LANES + lane), top);
-    vf safe = select(top == -INFINITY, vf{}, top), sum = vf{};
-    for (int j = 0; j < rows; j++) {
-      vf p = exp2(load(S + j * LANES + lane) - safe);
-      store(S + j * LANES + lane, p);
-      sum += p;
+      NSA_UNROLL for (int v = 0; v < V; v++) top[v] = max(load(S + j * LANES + lane + v * W), top[v]);
+    NSA_UNROLL for (int v = 0; v < V; v++) {
+      safe[v] = select(top[v] == -INFINITY, vf{}, top[v]);
+      sum[v] = vf{};
     }
-    vf factor = exp2(before - safe);
-    store(alpha + lane, factor);
-    store(l + lane, load(l + lane) * factor + sum);
-    store(m + lane, top);
+    for (int j = 0; j < rows; j++)
+      NSA_UNROLL for (int v = 0; v < V; v++) {
+        float *s = S + j * LANES + lane + v * W;
+        vf p = exp2(load(s) - safe[v]);
+        store(s, p);
+        sum[v] += p;
+      }
+    NSA_UNROLL for (int v = 0; v < V; v++) {
+      int i = lane + v * W;
+      vf factor = exp2(load(m + i) - safe[v]);
+      store(alpha + i, factor);
+      store(l + i, load(l + i) * factor + sum[v]);
+      store(m + i, top[v]);
+    }
   }
 }
 
-// Softmax of one query over scores that lie in pieces: piece i is the n at S + places[i] * stride, n a multiple of W.
+// Softmax of one query over scores that lie in pieces: piece i is the N at S + places[i] * stride, N a multiple of W.
 // Turns them into weights relative to their maximum *m, whose sum is *l; without pieces these are -inf and 0.
-NSA_INLINE void softmax_pieces(float *S, const int32_t *places, int count, int64_t stride, int n, float *m, float *l) {
-  vf best = splat(-INFINITY), sums = vf{};
+template <int N, int V = at_a_time(N)>
+NSA_INLINE void softmax_pieces(float *S, const int32_t *places, int count, int64_t stride, float *m, float *l) {
+  vf best[V], sums[V];
+  NSA_UNROLL for (int v = 0; v < V; v++) {
+    best[v] = splat(-INFINITY);
+    sums[v] = vf{};
+  }
   for (int i = 0; i < count; i++)
-    for (int x = 0; x < n; x += W)
-      best = max(load(S + places[i] * stride + x), best);
-  vf top = splat(greatest(best)), safe = select(top == -INFINITY, vf{}, top);
+    for (int x = 0; x < N; x += V * W)
+      NSA_UNROLL for (int v = 0; v < V; v++) best[v] = max(load(S + places[i] * stride + x + v * W), best[v]);
+  for (int v = 1; v < V; v++)
+    best[0] = max(best[v], best[0]);
+  vf top = splat(greatest(best[0])), safe = select(top == -INFINITY, vf{}, top);
   for (int i = 0; i < count; i++)
-    for (int x = 0; x < n; x += W) {
-      vf p = exp2(load(S + places[i] * stride + x) - safe);
-      store(S + places[i] * stride + x, p);
-      sums += p;
-    }
+    for (int x = 0; x < N; x += V * W)
+      NSA_UNROLL for (int v = 0; v < V; v++) {
+        float *s = S + places[i] * stride + x + v * W;
+        vf p = exp2(load(s) - safe);
+        store(s, p);
+        sums[v] += p;
+      }
+  for (int v = 1; v < V; v++)
+    sums[0] += sums[v];
   *m = top[0];
-  *l = total(sums);
+  *l = total(sums[0]);
 }
 
 // lse in log2 units, such that 2^(score - it) is the weight; +inf, hence weight 0, for an empty row.
@@ -436,7 +470,11 @@ NSA_INLINE void pack_lanes(float *dst, int lanes, const typename T::raw *src, in
   int r = 0;
   for (; r + W <= rows; r += W) {
     const typename T::raw *row[W];
-    NSA_UNROLL for (int i = 0; i < W; i++) row[i] = src + row_at<HEADS>(r + i, query, head);
+    NSA_UNROLL for (int i = 0; i < W; i++) {
+      row[i] = src + row_at<HEADS>(r + i, query, head);
+      const typename T::raw *next = src + row_at<HEADS>(r + rows + i, query, head);
+      for (int c = 0; c < width; c += 64 / sizeof(*next)) __builtin_prefetch(next + c, 0, 2);
+    }
     int c = 0;
     for (; c + W <= width; c += W) {
       vf x[W];
