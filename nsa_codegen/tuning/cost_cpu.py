@@ -97,7 +97,7 @@ def product_clocks(product: Product, schedule: CpuSchedule, target: CpuTarget) -
 
 
 def _columns(product: Product, rows: int, vectors: int, target: CpuTarget) -> float:
-    """Return the clocks of all rows for the columns of one register tile; rows that are left take tiles of 8, 4, 2 and 1."""
+    """Return the clocks of all rows for the columns of one register tile; what is left takes tiles of 8, 4, 2 and 1."""
     left, clocks = product.rows, 0.0
     while left > 0 and rows >= 1:
         count, left = divmod(left, rows)
