@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -38,10 +39,10 @@ from .target import CpuTarget, Target, processor_features, runs_here
 
 SOURCE_ONLY = "source only: no HIP compiler"
 Lower = Callable[[KernelDesc, Schedule, Target], KernelSource]
-_ARGUMENT_TYPES: dict[str, Any] = {"pointer": ctypes.c_void_p, "int32": ctypes.c_int32, "float32": ctypes.c_float}
+_FORMATS = {"pointer": "Q", "int32": "i4x", "float32": "f4x"}  # of arguments, eight bytes each
 _POOL_DESC = KernelDesc.of(POOL_OP, "float32")
 _POOL_SCHEDULE = CpuSchedule()
-_pools: dict[tuple[str, Path], int] = {}
+_pools: dict[tuple[str, Path], Pool] = {}
 _pools_lock = threading.Lock()
 
 
@@ -70,13 +71,23 @@ class Built:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pool:
+    """The thread pool of a process: the address of its `nsa_parallel`, and its `nsa_sequence`."""
+
+    parallel: int
+    sequence: Any
+
+
+@dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """A loaded kernel: its typed ctypes entry `function`, and the address `parallel` of the pool's `nsa_parallel`."""
+    """A loaded kernel: its entry as a ctypes `function` and as an `address`, and the `pool` that runs its tasks."""
 
     entry: Entry
     target: Target
     function: Any
-    parallel: int
+    address: int
+    pool: Pool
+    arguments: struct.Struct
 
     @classmethod
     def try_load(
@@ -92,8 +103,8 @@ class Artifact:
         entry = store.lookup(RequestKey.of(desc, schedule, target))
         if entry is None or not entry.is_built_with(flags_of(target)):
             return None
-        parallel = _find_pool(target, store)
-        return None if parallel is None else _open(entry, target, parallel)
+        pool = _find_pool(target, store)
+        return None if pool is None else _open(entry, target, pool)
 
     @classmethod
     def build(
@@ -113,13 +124,13 @@ class Artifact:
         _require_runnable(target)
         store = store or KernelStore()
         entry, _ = _ensure(Request(desc=desc, schedule=schedule, target=target), store, lower)
-        parallel = _find_pool(target, store)
-        if parallel is None:
+        pool = _find_pool(target, store)
+        if pool is None:
             _ensure(_pool_request(target), store, _pool_source)
-            parallel = _find_pool(target, store)
-        if parallel is None:
+            pool = _find_pool(target, store)
+        if pool is None:
             raise StoreError(f"the thread pool of {target.name} vanished from {store.root} meanwhile; try again")
-        return _open(entry, target, parallel)
+        return _open(entry, target, pool)
 
     @classmethod
     def load(
@@ -136,16 +147,20 @@ class Artifact:
         found = cls.try_load(desc, schedule, target, store=store)
         return found or cls.build(desc, schedule, target, store=store, lower=lower)
 
-    def launch(self, tasks: int, *values: int | float | None, threads: int) -> None:
+    def launch(self, tasks: int, *values: int | float, threads: int) -> None:
         """Run tasks `0 .. tasks-1` on at most `threads` threads; the GIL is released meanwhile.
 
-        `values` are the entry's arguments in order: addresses for `pointer`, and numbers that fit their type,
-        which is not checked. Raises `KernelFailedError` on a non-zero status.
+        `values` are the entry's arguments in order: addresses for `pointer`, and numbers. Raises `InputError` if they
+        do not fit, and `KernelFailedError` on a non-zero status.
         """
-        if len(values) != len(self.entry.manifest.arguments):
+        try:
+            packed = self.arguments.pack(*values)
+        except struct.error as error:
             names = [f"{a.name}: {a.kind}" for a in self.entry.manifest.arguments]
-            raise InputError(f"{self.entry.manifest.entry} got {len(values)} values; it takes {names}")
-        status = self.function(self.parallel, threads, tasks, *values)
+            raise InputError(
+                f"{self.entry.manifest.entry} got {len(values)} values, {error}; it takes {names}"
+            ) from error
+        status = self.function(self.pool.parallel, threads, tasks, packed)
         if status:
             raise KernelFailedError(
                 f"{self.entry.manifest.entry} returned status {status} (tasks={tasks}, threads={threads}); "
@@ -271,30 +286,39 @@ def _pool_source(desc: KernelDesc, schedule: Schedule, target: Target) -> Kernel
     return KernelSource(text=text, entry="nsa_parallel", arguments=arguments)
 
 
-def _find_pool(target: Target, store: KernelStore) -> int | None:
-    """Return the address of `nsa_parallel`, of one pool per process, target and store; None if it is not built."""
+def _find_pool(target: Target, store: KernelStore) -> Pool | None:
+    """Return the pool, one per process, target and store; None if it is not built."""
     with _pools_lock:
         if (target.name, store.root) not in _pools:
             entry = store.lookup(RequestKey.of(_POOL_DESC, _POOL_SCHEDULE, target))
             if entry is None or not entry.is_built_with(flags_of(target)):
                 return None
-            function = _symbol(entry)
-            _pools[target.name, store.root] = ctypes.cast(function, ctypes.c_void_p).value or 0
+            sequence = _symbol(entry, "nsa_sequence")
+            sequence.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32]
+            sequence.restype = ctypes.c_int32
+            parallel = _address(_symbol(entry, entry.manifest.entry))
+            _pools[target.name, store.root] = Pool(parallel=parallel, sequence=sequence)
         return _pools[target.name, store.root]
 
 
-def _open(entry: Entry, target: Target, parallel: int) -> Artifact:
-    function = _symbol(entry)
-    kinds = [_ARGUMENT_TYPES[a.kind] for a in entry.manifest.arguments]
-    function.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, *kinds]
+def _open(entry: Entry, target: Target, pool: Pool) -> Artifact:
+    function = _symbol(entry, entry.manifest.entry)
+    function.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_char_p]
     function.restype = ctypes.c_int32
-    return Artifact(entry=entry, target=target, function=function, parallel=parallel)
+    arguments = struct.Struct("<" + "".join(_FORMATS[a.kind] for a in entry.manifest.arguments))
+    return Artifact(
+        entry=entry, target=target, function=function, address=_address(function), pool=pool, arguments=arguments
+    )
 
 
-def _symbol(entry: Entry) -> Any:
-    """Return the entry's function; raises `CorruptArtifactError` if the binary is not a library that has it."""
+def _address(function: Any) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+def _symbol(entry: Entry, name: str) -> Any:
+    """Return the function `name` of an entry; raises `CorruptArtifactError` if its binary is no library that has it."""
     try:
-        return getattr(ctypes.CDLL(str(entry.library)), entry.manifest.entry)
+        return getattr(ctypes.CDLL(str(entry.library)), name)
     except (OSError, AttributeError) as error:
         raise CorruptArtifactError(
             f"{entry.library} is the file that was built, but can't be loaded here: {error}; remove {entry.folder} "

@@ -1,12 +1,12 @@
 """A whole program as one op on the CPU, for when nothing is to be differentiated: what decoding and prefill call.
 
 Queries are taken in runs whose outputs by path stay in cache, so that only their combination goes to memory. A run is a
-whole number of every kernel's tiles, so that the result is bit-equal to that of the single ops.
+whole number of every kernel's tiles, so that the result is bit-equal to that of the single ops. Few queries, and batch
+rows that are small each, take all kernels in one call (`sequence.py`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import math
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from .checks import checked_scale, require_attention, require_gates, require_position, use_compiled
-from .decoding import QUERIES, Area, FewQueries, Step
 from .desc import KernelDesc
 from .device import emulated_target
 from .dispatch import (
@@ -37,12 +36,16 @@ from .index_sets import RangeSet, TopK
 from .needed import compress_desc, pack_descs, scored_desc, select_desc
 from .ops.base import element_bytes
 from .ops.combine import gates_as_read
+from .ops.pack_blocks import packed_shape
 from .program import Program
 from .schedule import CpuSchedule
+from .sequence import QUERIES, Area, Step
+from .sequence import Sequence as KernelSequence
 from .tiling import RowTile, ceil_div
 
 MAX_PASSED = 4096
 RUN_ELEMENTS = 1 << 20  # of one path's output: 4 MB as float32
+MANY_ROWS = 4  # batch rows for each thread, of which it hardly matters that one may get one more
 Attention = tuple[Tensor, Tensor]  # out [B, T, H, Dv] and lse [B, T, H]
 
 
@@ -111,12 +114,17 @@ def _attention(
     dv = values[0].shape[3]
     words = "none" if gates is None else "scalar" if gates.dim() == 1 else "sigmoid"
     group = heads // keys[0].shape[2]
-    plan = _plan(program, dtype_name(q), group, dk, dv, words, tokens <= few_queries(group))
-    scope = _Scope(q=q, keys=keys, values=values, q_start=q_start, scale=scale)
+    few = tokens <= few_queries(group)
+    plan = _plan(program, dtype_name(q), group, dk, dv, words, few)
     out = q.new_empty((batch, tokens, heads, dv))
-    if plan.few is not None and gates is not None and plan.serves_few(q, keys, dv):
-        plan.few(q, keys, values, gates_as_read(gates, q.dtype), q_start=q_start, scale=scale, out=out)
-        return out
+    if gates is not None and plan.combine is not None and out.numel():
+        by_row, packs = _rows_are_shared(q, dv), plan.packs(tokens, keys)
+        if (by_row and len(packs) <= 1) or (few and packs == {False} and out.numel() <= RUN_ELEMENTS):
+            kernels = plan.packed if True in packs else plan.plain
+            read = gates_as_read(gates, q.dtype)
+            kernels(q, keys, values, read, q_start=q_start, scale=scale, out=out, by_row=by_row)
+            return out
+    scope = _Scope(q=q, keys=keys, values=values, q_start=q_start, scale=scale)
     if gates is None or plan.combine is None:
         lse = torch.empty((batch, tokens, heads), dtype=torch.float32)
         _attend(plan, 0, scope, q, slice(0, batch), 0, (out, lse), {})
@@ -134,6 +142,14 @@ def _attention(
         of_run = gates if words == "scalar" else _rows(gates, lead, part)
         launch(plan.combine, outs=outs, gates=of_run, into=_rows(out, lead, part))
     return out
+
+
+def _rows_are_shared(q: Tensor, dv: int) -> bool:
+    """Return whether each thread takes batch rows of its own: none is longer than a run, and each gets as many."""
+    batch, tokens, heads, dk = q.shape
+    threads = torch.get_num_threads()
+    even = batch % threads == 0 or batch >= MANY_ROWS * threads
+    return batch > 1 and even and tokens * heads * max(dk, dv) <= RUN_ELEMENTS
 
 
 @fake_op("attention")
@@ -162,24 +178,30 @@ class _Path:
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """The kernels of a program; `combine` is None for a program of one path. `few` runs them for few queries."""
+    """The kernels of a program; `combine` is None for a program of one path."""
 
     paths: tuple[_Path, ...]
     combine: Kernel | None
-    few: FewQueries | None = None
 
     @functools.cached_property
     def order(self) -> list[int]:
         """The numbers of the paths, those that list blocks before those that attend to them."""
         return sorted(range(len(self.paths)), key=lambda number: self.paths[number].visible is not None)
 
-    def serves_few(self, q: Tensor, keys: Sequence[Tensor], dv: int) -> bool:
-        """Return whether the queries are one run, and so few that no path packs its keys."""
-        batch, tokens, heads, _ = q.shape
-        if batch * tokens * heads * dv > RUN_ELEMENTS:
-            return False
+    def packs(self, tokens: int, keys: Sequence[Tensor]) -> set[bool]:
+        """Return, of the paths that read listed blocks, whether the blocks are packed."""
         both = zip(self.paths, keys, strict=True)
-        return not any(p.visible is not None and _packs(p.visible, tokens, k) for p, k in both)
+        return {_packs(p.visible, tokens, k) for p, k in both if p.visible is not None}
+
+    @functools.cached_property
+    def plain(self) -> KernelSequence:
+        """The kernels in order, blocks read in place."""
+        return _sequence(self, packed=False)
+
+    @functools.cached_property
+    def packed(self) -> KernelSequence:
+        """The kernels in order, blocks read from packed copies."""
+        return _sequence(self, packed=True)
 
     def run_shape(self, q: Tensor, dv: int) -> tuple[int, int]:
         """Return batch rows and queries of a run: whole sequences, or a part of one in whole tiles."""
@@ -196,35 +218,53 @@ def _plan(program: str, dtype: str, group: int, dk: int, dv: int, gates: str, fe
     rows = json.loads(program)
     listed = {row["lists"] for row in rows if "lists" in row}
     paths = tuple(_path(row, dtype, group, dk, dv, few, listed=number in listed) for number, row in enumerate(rows))
-    if gates == "none":
-        return _Plan(paths=paths, combine=None)
-    combine = kernel(KernelDesc.of("combine", dtype, paths=len(paths), dv=dv, gates=gates))
-    plan = _Plan(paths=paths, combine=combine)
-    return dataclasses.replace(plan, few=_few(plan, combine, dk, dv * element_bytes(dtype))) if few else plan
+    desc = KernelDesc.of("combine", dtype, paths=len(paths), dv=dv, gates=gates)
+    return _Plan(paths=paths, combine=None if gates == "none" else kernel(desc))
 
 
-def _few(plan: _Plan, combine: Kernel, dk: int, row_bytes: int) -> FewQueries:
-    """Return the kernels of `plan` for few queries; an output has `row_bytes` per query and head."""
+def _sequence(plan: _Plan, *, packed: bool) -> KernelSequence:
+    """Return the kernels of `plan` in order, and what lies between them."""
     steps, areas = [], []
     for number in plan.order:
         path, own = plan.paths[number], {"q": QUERIES, "k": f"keys {number}", "v": f"values {number}"}
+        attend, keys = path.attend, f"keys {number}"
         if path.visible is not None:
             areas.append(Area(name=f"list {number}", bytes=4 * path.visible.n, lists=True))
             own["block_indices"] = f"list {number}"
-            scored = f"keys {path.scored_by}"
-            if path.means is not None:
-                means = Area(name=f"means {number}", bytes=4 * dk, keys=scored, block=path.visible.block)
-                steps.append(Step.of(path.means, scored, x=scored, out=means.name))
-                areas.append(means)
-                scored = means.name
             if path.select is not None:
-                steps.append(Step.of(path.select, scored, q=QUERIES, k=scored, indices=f"list {number}"))
+                steps += _listing(path, number, areas)
+            if packed:
+                assert path.packed is not None
+                attend = path.packed
+                for name, pack in zip("kv", path.packs, strict=True):
+                    blocks = Area(
+                        name=f"packed {name} {number}", bytes=4 * math.prod(packed_shape(pack.desc)), keys=keys,
+                        block=path.visible.block, complete=False,
+                    )  # fmt: skip
+                    areas.append(blocks)
+                    steps.append(Step.of(pack, keys, x=own[name], packed=blocks.name))
+                    own[name] = blocks.name
         own |= {"out": f"output {number}", "lse": f"lse {number}", "indices": f"list {path.lists}"}
-        areas += [Area(name=own["out"], bytes=row_bytes), Area(name=own["lse"], bytes=4)]
-        steps.append(Step.of(path.attend, own["k"], **own))
+        dv, dtype = attend.desc.size("dv"), attend.desc.dtype
+        areas += [Area(name=own["out"], bytes=dv * element_bytes(dtype)), Area(name=own["lse"], bytes=4)]
+        steps.append(Step.of(attend, keys, **own))
+    assert plan.combine is not None
     outs = {f"o{number}": f"output {number}" for number in range(len(plan.paths))}
-    steps.append(Step.of(combine, QUERIES, **outs, gates="gates", out="out"))
-    return FewQueries(steps=tuple(steps), areas=tuple(areas))
+    steps.append(Step.of(plan.combine, QUERIES, **outs, gates="gates", out="out"))
+    return KernelSequence(steps=tuple(steps), areas=tuple(areas))
+
+
+def _listing(path: _Path, number: int, areas: list[Area]) -> list[Step]:
+    """Return the kernels that list the blocks of a path, and add what lies between them to `areas`."""
+    assert path.select is not None and path.visible is not None
+    scored, steps = f"keys {path.scored_by}", []
+    if path.means is not None:
+        of_means = 4 * path.means.desc.size("dim")
+        means = Area(name=f"means {number}", bytes=of_means, keys=scored, block=path.visible.block)
+        areas.append(means)
+        steps.append(Step.of(path.means, scored, x=scored, out=means.name))
+        scored = means.name
+    return [*steps, Step.of(path.select, scored, q=QUERIES, k=scored, indices=f"list {number}")]
 
 
 def _path(row: Mapping[str, Any], dtype: str, group: int, dk: int, dv: int, few: bool, *, listed: bool) -> _Path:

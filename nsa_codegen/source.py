@@ -36,9 +36,10 @@ class KernelLaunch:
 class KernelSource:
     """The emitted text of one kernel, and how its entry is called.
 
-    On a CPU: `entry(parallel, threads, tasks, *arguments) -> int32 status`, where `parallel` is the address of the
-    thread pool's `nsa_parallel` and `tasks` the number of independent tasks. On a GPU the entry is that of the host
-    code, `host`, which checks tensors and makes the `launches`, in order, on the current stream.
+    On a CPU: `entry(parallel, threads, tasks, arguments) -> int32 status`, where `parallel` is the address of the
+    thread pool's `nsa_parallel`, `tasks` the number of independent tasks, and `arguments` that of the values in
+    order, eight bytes each. On a GPU the entry is that of the host code, `host`, which checks tensors and makes the
+    `launches`, in order, on the current stream.
     """
 
     text: str

@@ -8,9 +8,7 @@ from .desc import KernelDesc
 from .schedule import CpuSchedule
 
 LANE_QUANTUM = 16  # packed blocks are padded to this many elements: a whole number of vectors on every CPU target
-QUERIES_PER_TASK = 16  # queries that one task of the gathered attention takes
 MLP_RUN = 64  # windows whose outer products are summed before they are added to the mlp's weight gradients
-HEADS_PER_STEP = 16  # heads of a group that the gathered attention takes together
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..desc import KernelDesc
 from ..schedule import CpuSchedule
 from ..tiling import ceil_div, padded
-from .base import Launch, OpDef, Sizes, Values, Work, draw, element_bytes
+from .base import Extent, ExtentOf, Launch, OpDef, Sizes, Values, Work, draw, element_bytes
 
 
 def packed_shape(desc: KernelDesc) -> tuple[int, int]:
@@ -35,12 +35,25 @@ def run_reference(desc: KernelDesc, *, x: Tensor) -> tuple[Tensor]:
 
 
 def prepare(desc: KernelDesc, schedule: CpuSchedule, workers: int, *, x: Tensor) -> Launch:
-    """Return the launch: one task per block, key/value head and batch row."""
+    """Return the launch."""
     batch, keys, kv_heads, _ = x.shape
-    blocks = ceil_div(keys, desc.size("block"))
-    packed = torch.empty((batch, kv_heads, blocks, *packed_shape(desc)), dtype=torch.float32)
-    values: Values = {"x": x, "packed": packed, "batch": batch, "keys": keys, "kv_heads": kv_heads, "blocks": blocks}
-    return Launch(tasks=batch * kv_heads * blocks, values=values, outputs=(packed,))
+    packed = torch.empty(
+        (batch, kv_heads, ceil_div(keys, desc.size("block")), *packed_shape(desc)), dtype=torch.float32
+    )
+    found = extent(desc, schedule)(workers, batch, keys, keys, kv_heads, 0)
+    return found.launch({"x": x, "packed": packed}, (packed,))
+
+
+def extent(desc: KernelDesc, schedule: CpuSchedule) -> ExtentOf:
+    """Return the extent by sizes: one task per block, key/value head and batch row."""
+    block = desc.size("block")
+
+    def of(workers: int, batch: int, tokens: int, keys: int, kv_heads: int, q_start: int) -> Extent:
+        blocks = ceil_div(keys, block)
+        sizes = {"batch": batch, "keys": keys, "kv_heads": kv_heads, "blocks": blocks}
+        return Extent(batch * kv_heads * blocks, sizes, {})
+
+    return of
 
 
 def work(desc: KernelDesc, sizes: Sizes) -> Work:
@@ -65,4 +78,5 @@ PACK_BLOCKS = OpDef(
     reference=run_reference,
     prepare=prepare,
     work=work,
+    extent=extent,
 )

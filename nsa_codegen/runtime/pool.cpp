@@ -1,5 +1,6 @@
 // Thread pool of the CPU kernels: persistent workers that take ranges of independent tasks.
 // One caller at a time has the workers; a second one runs its tasks itself, in its own thread.
+// `nsa_parallel` runs the tasks of a kernel, `nsa_sequence` kernels one after the other, or batch rows side by side.
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -15,11 +16,13 @@
 #include <vector>
 
 typedef int32_t (*nsa_task_fn)(void* context, int32_t lo, int32_t hi, int32_t worker);
+typedef int32_t (*nsa_parallel_fn)(nsa_task_fn task, void* context, int32_t tasks, int32_t threads);
+typedef int32_t (*nsa_entry_fn)(nsa_parallel_fn parallel, int32_t threads, int32_t tasks, const int64_t* arguments);
 
 namespace {
 
 constexpr int32_t kClosed = 1 << 30;   // bit of `gate`: no worker may enter any more
-constexpr int32_t kChunksPerWorker = 16;
+constexpr int32_t kShares = 4;  // a worker takes one of so many shares that each could have of the tasks left
 constexpr int32_t kMostThreads = 1024;
 constexpr std::chrono::microseconds kSpin(50);
 
@@ -49,9 +52,9 @@ struct Pool {
   // The job. Written by the owner while the gate is closed and nobody is inside.
   nsa_task_fn task = nullptr;
   void* context = nullptr;
-  int32_t tasks = 0, chunk = 1, active = 0;
+  int32_t tasks = 0, active = 0;
   fenv_t floating_point;
-  std::atomic<int64_t> next{0};
+  std::atomic<int32_t> next{0};
   std::atomic<int32_t> status{0};
   std::atomic<int32_t> gate{kClosed};  // workers inside the job, and kClosed
 
@@ -62,12 +65,16 @@ struct Pool {
   std::vector<std::thread::native_handle_type> handles;
   int kept_off = -1;  // the processor that workers leave to the caller
 
+  // Many tasks at first and single ones in the end, so that all workers finish together.
   void take_chunks(int32_t worker) {
     while (status.load(std::memory_order_relaxed) == 0) {
-      const int64_t lo = next.fetch_add(chunk, std::memory_order_relaxed);
-      if (lo >= tasks) return;
-      const int64_t hi = lo + chunk < tasks ? lo + chunk : tasks;
-      const int32_t result = task(context, static_cast<int32_t>(lo), static_cast<int32_t>(hi), worker);
+      int32_t lo = next.load(std::memory_order_relaxed), hi;
+      do {
+        if (lo >= tasks) return;
+        const int32_t share = (tasks - lo) / active / kShares;
+        hi = lo + (share < 1 ? 1 : share);
+      } while (!next.compare_exchange_weak(lo, hi, std::memory_order_relaxed));
+      const int32_t result = task(context, lo, hi, worker);
       int32_t good = 0;
       if (result != 0) status.compare_exchange_strong(good, result);
     }
@@ -143,8 +150,6 @@ struct Pool {
     task = new_task;
     context = new_context;
     tasks = new_tasks;
-    chunk = new_tasks / active / kChunksPerWorker;
-    if (chunk < 1) chunk = 1;
     fegetenv(&floating_point);
     next.store(0);
     status.store(0);
@@ -186,4 +191,51 @@ extern "C" int32_t nsa_parallel(nsa_task_fn task, void* context, int32_t tasks, 
   const int32_t result = mine->run(task, context, tasks, threads);
   mine->owned.store(false);
   return result;
+}
+
+namespace {
+
+// Kernels in order: for each its entry, tasks and number of arguments, and for each argument the eight bytes of its
+// value, and by how much these grow from one row to the next, and from one worker to the next.
+struct Sequence {
+  const int64_t* kernels;
+  int32_t count;
+};
+
+int32_t run_row(const Sequence& sequence, nsa_parallel_fn parallel, int32_t threads, int64_t row, int64_t worker) {
+  std::vector<int64_t> values;
+  const int64_t* at = sequence.kernels;
+  for (int32_t kernel = 0; kernel < sequence.count; ++kernel) {
+    const auto entry = reinterpret_cast<nsa_entry_fn>(at[0]);
+    const auto tasks = static_cast<int32_t>(at[1]);
+    values.resize(at[2]);
+    at += 3;
+    for (int64_t& value : values) {
+      value = at[0] + row * at[1] + worker * at[2];
+      at += 3;
+    }
+    const int32_t result = tasks > 0 ? entry(parallel, threads, tasks, values.data()) : 0;
+    if (result != 0) return result;
+  }
+  return 0;
+}
+
+thread_local int32_t own_number = 0;
+
+int32_t alone(nsa_task_fn task, void* context, int32_t tasks, int32_t) { return task(context, 0, tasks, own_number); }
+
+int32_t run_rows(void* context, int32_t lo, int32_t hi, int32_t worker) {
+  own_number = worker;
+  int32_t result = 0;
+  for (int32_t row = lo; row < hi && result == 0; ++row)
+    result = run_row(*static_cast<const Sequence*>(context), alone, 1, row, worker);
+  return result;
+}
+
+}  // namespace
+
+extern "C" int32_t nsa_sequence(const int64_t* kernels, int32_t count, int32_t rows, int32_t threads) {
+  Sequence sequence{kernels, count};
+  if (rows == 1) return run_row(sequence, nsa_parallel, threads, 0, 0);
+  return nsa_parallel(run_rows, &sequence, rows, threads);
 }

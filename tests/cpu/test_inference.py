@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nsa_codegen import decoding, functional, inference
+from nsa_codegen import functional, inference, sequence
 from nsa_codegen.errors import InputError
 from nsa_codegen.program import Phi, Program
 from nsa_codegen.spec import NSASpec
@@ -84,17 +84,23 @@ def test_equal_to_the_single_ops(name: str, kernels: Path) -> None:
     check()
 
 
-@pytest.mark.parametrize("name", ["three heads in a group", "mean keys"])
-def test_few_queries_take_the_kernels_in_one_go(name: str, kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in decoding: equal to the single ops, bit for bit."""
+@pytest.fixture
+def sequences(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, bool]]:
+    """The batch rows, queries, and whether threads took rows of their own, of each call of all kernels in one."""
     called = []
-    few = decoding.FewQueries.__call__
+    call = sequence.Sequence.__call__
 
-    def noted(self: decoding.FewQueries, *args: Any, **options: Any) -> None:
-        called.append(args[0].shape[1])
-        few(self, *args, **options)
+    def noted(self: sequence.Sequence, q: Tensor, *args: Any, by_row: bool, **options: Any) -> None:
+        called.append((q.shape[0], q.shape[1], by_row))
+        call(self, q, *args, by_row=by_row, **options)
 
-    monkeypatch.setattr(decoding.FewQueries, "__call__", noted)
+    monkeypatch.setattr(sequence.Sequence, "__call__", noted)
+    return called
+
+
+@pytest.mark.parametrize("name", ["three heads in a group", "mean keys"])
+def test_few_queries_take_the_kernels_in_one_go(name: str, kernels: Path, sequences: list[Any]) -> None:
+    """As in decoding: equal to the single ops, bit for bit."""
     program = PROGRAMS[name]
 
     @drawn(20)
@@ -104,10 +110,54 @@ def test_few_queries_take_the_kernels_in_one_go(name: str, kernels: Path, monkey
         assert torch.equal(one, single)
 
     check()
-    assert called and min(called) == 1
-    called.clear()
+    assert min(tokens for _, tokens, _ in sequences) == 1
+    assert {batch for batch, _, by_row in sequences if not by_row} >= {1}
+    sequences.clear()
     both(program, 1, 5, 5)  # so few keys that all are packed
-    assert not called
+    assert not sequences
+
+
+@pytest.mark.parametrize("name", ["three heads in a group", "mean keys"])
+def test_threads_take_batch_rows_of_their_own(name: str, kernels: Path, sequences: list[Any]) -> None:
+    """Where rows are small: equal to the single ops, bit for bit, for any number of threads, packed keys or not."""
+    before = torch.get_num_threads()
+
+    @drawn(16)
+    @given(
+        batch=st.integers(2, 9),
+        tokens=st.integers(1, 120),
+        missing=st.integers(0, 60),
+        threads=st.sampled_from([1, 2, 3]),
+    )
+    def check(batch: int, tokens: int, missing: int, threads: int) -> None:
+        sequences.clear()
+        torch.set_num_threads(threads)
+        queries = max(1, tokens - missing)
+        one, single = both(PROGRAMS[name], batch, queries, tokens)
+        assert torch.equal(one, single)
+        if batch % threads == 0 or batch >= 4 * threads:
+            assert sequences == [(batch, queries, True)]
+
+    try:
+        check()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_rows_that_threads_cannot_share_take_runs(kernels: Path, sequences: list[Any]) -> None:
+    program, before = PROGRAMS["mean keys"], torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        both(program, 3, 90, 90)
+        assert not sequences  # one thread would get twice as many rows as the other
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(inference, "RUN_ELEMENTS", 89 * 2 * 16)
+            both(program, 4, 90, 90)
+        assert not sequences  # rows are longer than runs
+        both(program, 4, 90, 90)
+        assert len(sequences) == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_runs_cover_every_query_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,34 +93,30 @@ static int32_t gather_attention_kernel(int32_t* block_indices, float* k, float* 
   return 0;
 }
 
-// Entry: independent tasks over the threads of the pool; the rest is what the tasks read and write.
+// Entry: independent tasks over the threads of the pool; the arguments are what the tasks read and write.
 typedef int32_t (*nsa_task_fn)(void *context, int32_t lo, int32_t hi, int32_t worker);
 typedef int32_t (*nsa_parallel_fn)(nsa_task_fn task, void *context, int32_t tasks, int32_t threads);
-namespace {
-struct nsa_context {
-  int32_t* block_indices;
-  float* k;
-  float* kept;
-  float* lse;
-  int32_t* marks;
-  float* out;
-  float* q;
-  float* v;
-  int32_t blocks;
-  int32_t kv_heads;
-  int32_t length;
-  int32_t q_start;
-  float scale;
-  int32_t tokens;
-};
-int32_t nsa_task(void *context, int32_t task_lo, int32_t task_hi, int32_t worker) {
-  const nsa_context &a = *(const nsa_context *)context;
+union nsa_value { void *pointer; int32_t int32; float float32; };
+static int32_t nsa_task(void *context, int32_t task_lo, int32_t task_hi, int32_t worker) {
+  const nsa_value *a = (const nsa_value *)context;
   (void)worker;
-  return gather_attention_kernel(a.block_indices, a.k, a.kept, a.lse, a.marks, a.out, a.q, a.v, a.blocks, a.kv_heads, a.length, a.q_start, a.scale, task_hi, task_lo, a.tokens, worker);
+  int32_t* block_indices = (int32_t*)a[0].pointer;
+  float* k = (float*)a[1].pointer;
+  float* kept = (float*)a[2].pointer;
+  float* lse = (float*)a[3].pointer;
+  int32_t* marks = (int32_t*)a[4].pointer;
+  float* out = (float*)a[5].pointer;
+  float* q = (float*)a[6].pointer;
+  float* v = (float*)a[7].pointer;
+  int32_t blocks = a[8].int32;
+  int32_t kv_heads = a[9].int32;
+  int32_t length = a[10].int32;
+  int32_t q_start = a[11].int32;
+  float scale = a[12].float32;
+  int32_t tokens = a[13].int32;
+  return gather_attention_kernel(block_indices, k, kept, lse, marks, out, q, v, blocks, kv_heads, length, q_start, scale, task_hi, task_lo, tokens, worker);
 }
-} // namespace
-extern "C" int32_t nsa_gather_attention(nsa_parallel_fn parallel, int32_t threads, int32_t tasks, int32_t* block_indices, float* k, float* kept, float* lse, int32_t* marks, float* out, float* q, float* v, int32_t blocks, int32_t kv_heads, int32_t length, int32_t q_start, float scale, int32_t tokens) {
-  nsa_context context = {block_indices, k, kept, lse, marks, out, q, v, blocks, kv_heads, length, q_start, scale, tokens};
-  return parallel(nsa_task, &context, tasks, threads);
+extern "C" int32_t nsa_gather_attention(nsa_parallel_fn parallel, int32_t threads, int32_t tasks, const nsa_value *arguments) {
+  return parallel(nsa_task, (void *)arguments, tasks, threads);
 }
 

@@ -86,36 +86,32 @@ static int32_t scored_attention_kernel(int32_t* indices, float* k, float* lse, f
   return 0;
 }
 
-// Entry: independent tasks over the threads of the pool; the rest is what the tasks read and write.
+// Entry: independent tasks over the threads of the pool; the arguments are what the tasks read and write.
 typedef int32_t (*nsa_task_fn)(void *context, int32_t lo, int32_t hi, int32_t worker);
 typedef int32_t (*nsa_parallel_fn)(nsa_task_fn task, void *context, int32_t tasks, int32_t threads);
-namespace {
-struct nsa_context {
-  int32_t* indices;
-  float* k;
-  float* lse;
-  float* out;
-  float* q;
-  float* scores;
-  float* sums;
-  float* tops;
-  float* v;
-  int32_t blocks;
-  int32_t keys;
-  int32_t kv_heads;
-  int32_t q_start;
-  float scale;
-  int32_t steps;
-  int32_t tokens;
-};
-int32_t nsa_task(void *context, int32_t task_lo, int32_t task_hi, int32_t worker) {
-  const nsa_context &a = *(const nsa_context *)context;
+union nsa_value { void *pointer; int32_t int32; float float32; };
+static int32_t nsa_task(void *context, int32_t task_lo, int32_t task_hi, int32_t worker) {
+  const nsa_value *a = (const nsa_value *)context;
   (void)worker;
-  return scored_attention_kernel(a.indices, a.k, a.lse, a.out, a.q, a.scores, a.sums, a.tops, a.v, a.blocks, a.keys, a.kv_heads, a.q_start, a.scale, a.steps, task_hi, task_lo, a.tokens, worker);
+  int32_t* indices = (int32_t*)a[0].pointer;
+  float* k = (float*)a[1].pointer;
+  float* lse = (float*)a[2].pointer;
+  float* out = (float*)a[3].pointer;
+  float* q = (float*)a[4].pointer;
+  float* scores = (float*)a[5].pointer;
+  float* sums = (float*)a[6].pointer;
+  float* tops = (float*)a[7].pointer;
+  float* v = (float*)a[8].pointer;
+  int32_t blocks = a[9].int32;
+  int32_t keys = a[10].int32;
+  int32_t kv_heads = a[11].int32;
+  int32_t q_start = a[12].int32;
+  float scale = a[13].float32;
+  int32_t steps = a[14].int32;
+  int32_t tokens = a[15].int32;
+  return scored_attention_kernel(indices, k, lse, out, q, scores, sums, tops, v, blocks, keys, kv_heads, q_start, scale, steps, task_hi, task_lo, tokens, worker);
 }
-} // namespace
-extern "C" int32_t nsa_scored_attention(nsa_parallel_fn parallel, int32_t threads, int32_t tasks, int32_t* indices, float* k, float* lse, float* out, float* q, float* scores, float* sums, float* tops, float* v, int32_t blocks, int32_t keys, int32_t kv_heads, int32_t q_start, float scale, int32_t steps, int32_t tokens) {
-  nsa_context context = {indices, k, lse, out, q, scores, sums, tops, v, blocks, keys, kv_heads, q_start, scale, steps, tokens};
-  return parallel(nsa_task, &context, tasks, threads);
+extern "C" int32_t nsa_scored_attention(nsa_parallel_fn parallel, int32_t threads, int32_t tasks, const nsa_value *arguments) {
+  return parallel(nsa_task, (void *)arguments, tasks, threads);
 }
 

@@ -48,29 +48,25 @@ static int32_t select_blocks_kernel(int32_t* indices, float* k, float* q, float*
   return 0;
 }
 
-// Entry: independent tasks over the threads of the pool; the rest is what the tasks read and write.
+// Entry: independent tasks over the threads of the pool; the arguments are what the tasks read and write.
 typedef int32_t (*nsa_task_fn)(void *context, int32_t lo, int32_t hi, int32_t worker);
 typedef int32_t (*nsa_parallel_fn)(nsa_task_fn task, void *context, int32_t tasks, int32_t threads);
-namespace {
-struct nsa_context {
-  int32_t* indices;
-  float* k;
-  float* q;
-  float* scores;
-  int32_t blocks;
-  int32_t keys;
-  int32_t kv_heads;
-  int32_t q_start;
-  int32_t tokens;
-};
-int32_t nsa_task(void *context, int32_t task_lo, int32_t task_hi, int32_t worker) {
-  const nsa_context &a = *(const nsa_context *)context;
+union nsa_value { void *pointer; int32_t int32; float float32; };
+static int32_t nsa_task(void *context, int32_t task_lo, int32_t task_hi, int32_t worker) {
+  const nsa_value *a = (const nsa_value *)context;
   (void)worker;
-  return select_blocks_kernel(a.indices, a.k, a.q, a.scores, a.blocks, a.keys, a.kv_heads, a.q_start, task_hi, task_lo, a.tokens, worker);
+  int32_t* indices = (int32_t*)a[0].pointer;
+  float* k = (float*)a[1].pointer;
+  float* q = (float*)a[2].pointer;
+  float* scores = (float*)a[3].pointer;
+  int32_t blocks = a[4].int32;
+  int32_t keys = a[5].int32;
+  int32_t kv_heads = a[6].int32;
+  int32_t q_start = a[7].int32;
+  int32_t tokens = a[8].int32;
+  return select_blocks_kernel(indices, k, q, scores, blocks, keys, kv_heads, q_start, task_hi, task_lo, tokens, worker);
 }
-} // namespace
-extern "C" int32_t nsa_select_blocks(nsa_parallel_fn parallel, int32_t threads, int32_t tasks, int32_t* indices, float* k, float* q, float* scores, int32_t blocks, int32_t keys, int32_t kv_heads, int32_t q_start, int32_t tokens) {
-  nsa_context context = {indices, k, q, scores, blocks, keys, kv_heads, q_start, tokens};
-  return parallel(nsa_task, &context, tasks, threads);
+extern "C" int32_t nsa_select_blocks(nsa_parallel_fn parallel, int32_t threads, int32_t tasks, const nsa_value *arguments) {
+  return parallel(nsa_task, (void *)arguments, tasks, threads);
 }
 

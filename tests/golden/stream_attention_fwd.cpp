@@ -86,30 +86,26 @@ static int32_t stream_attention_kernel(float* k, float* lse, float* out, float* 
   return 0;
 }
 
-// Entry: independent tasks over the threads of the pool; the rest is what the tasks read and write.
+// Entry: independent tasks over the threads of the pool; the arguments are what the tasks read and write.
 typedef int32_t (*nsa_task_fn)(void *context, int32_t lo, int32_t hi, int32_t worker);
 typedef int32_t (*nsa_parallel_fn)(nsa_task_fn task, void *context, int32_t tasks, int32_t threads);
-namespace {
-struct nsa_context {
-  float* k;
-  float* lse;
-  float* out;
-  float* q;
-  float* v;
-  int32_t keys;
-  int32_t kv_heads;
-  int32_t q_start;
-  float scale;
-  int32_t tokens;
-};
-int32_t nsa_task(void *context, int32_t task_lo, int32_t task_hi, int32_t worker) {
-  const nsa_context &a = *(const nsa_context *)context;
+union nsa_value { void *pointer; int32_t int32; float float32; };
+static int32_t nsa_task(void *context, int32_t task_lo, int32_t task_hi, int32_t worker) {
+  const nsa_value *a = (const nsa_value *)context;
   (void)worker;
-  return stream_attention_kernel(a.k, a.lse, a.out, a.q, a.v, a.keys, a.kv_heads, a.q_start, a.scale, task_hi, task_lo, a.tokens);
+  float* k = (float*)a[0].pointer;
+  float* lse = (float*)a[1].pointer;
+  float* out = (float*)a[2].pointer;
+  float* q = (float*)a[3].pointer;
+  float* v = (float*)a[4].pointer;
+  int32_t keys = a[5].int32;
+  int32_t kv_heads = a[6].int32;
+  int32_t q_start = a[7].int32;
+  float scale = a[8].float32;
+  int32_t tokens = a[9].int32;
+  return stream_attention_kernel(k, lse, out, q, v, keys, kv_heads, q_start, scale, task_hi, task_lo, tokens);
 }
-} // namespace
-extern "C" int32_t nsa_stream_attention(nsa_parallel_fn parallel, int32_t threads, int32_t tasks, float* k, float* lse, float* out, float* q, float* v, int32_t keys, int32_t kv_heads, int32_t q_start, float scale, int32_t tokens) {
-  nsa_context context = {k, lse, out, q, v, keys, kv_heads, q_start, scale, tokens};
-  return parallel(nsa_task, &context, tasks, threads);
+extern "C" int32_t nsa_stream_attention(nsa_parallel_fn parallel, int32_t threads, int32_t tasks, const nsa_value *arguments) {
+  return parallel(nsa_task, (void *)arguments, tasks, threads);
 }
 

@@ -50,10 +50,10 @@ static int32_t body(void* context, int32_t lo, int32_t hi, int32_t) {
   for (int32_t i = lo; i < hi; ++i) a.y[i] = a.factor * a.x[i] + a.add + FACT;
   return 0;
 }
-extern "C" int32_t nsa_scale(nsa_parallel_fn parallel, int32_t threads, int32_t tasks, const float* x, float* y,
-                             int32_t add, float factor) {
-  if (!x) return 5;
-  Context context{x, y, add, factor};
+union nsa_value { void* pointer; int32_t int32; float float32; };
+extern "C" int32_t nsa_scale(nsa_parallel_fn parallel, int32_t threads, int32_t tasks, const nsa_value* a) {
+  if (!a[0].pointer) return 5;
+  Context context{(const float*)a[0].pointer, (float*)a[1].pointer, a[2].int32, a[3].float32};
   return parallel(body, &context, tasks, threads);
 }
 """
@@ -164,9 +164,11 @@ def test_a_target_of_another_machine_is_refused(store: KernelStore, monkeypatch:
 def test_launch_reports_status_and_wrong_values(store: KernelStore) -> None:
     artifact = build(store)
     with pytest.raises(build_module.KernelFailedError, match=r"nsa_scale returned status 5 \(tasks=4, threads=1\)"):
-        artifact.launch(4, None, None, 0, 0.0, threads=1)
-    with pytest.raises(InputError, match=r"nsa_scale got 3 values; it takes \['x: pointer', .*'factor: float32'\]"):
-        artifact.launch(4, None, None, 0, threads=1)
+        artifact.launch(4, 0, 0, 0, 0.0, threads=1)
+    with pytest.raises(InputError, match=r"nsa_scale got 3 values, .*; it takes \['x: pointer', .*'factor: float32'\]"):
+        artifact.launch(4, 0, 0, 0, threads=1)
+    with pytest.raises(InputError, match="nsa_scale got 4 values"):
+        artifact.launch(4, 0, 0, 1 << 31, 0.0, threads=1)
 
 
 def test_a_launch_costs_microseconds(store: KernelStore) -> None:

@@ -83,9 +83,11 @@ static int32_t body(void* context, int32_t lo, int32_t hi, int32_t worker) {
   return 0;
 }
 
-extern "C" int32_t nsa_probe(nsa_parallel_fn parallel, int32_t threads, int32_t tasks, int32_t* worker_of,
-                             int32_t* runs, float* out, int32_t mode, int32_t number, int32_t rounding) {
-  Context context{worker_of, runs, out, mode, number, parallel};
+union nsa_value { void* pointer; int32_t int32; float float32; };
+extern "C" int32_t nsa_probe(nsa_parallel_fn parallel, int32_t threads, int32_t tasks, const nsa_value* a) {
+  int32_t* const runs = (int32_t*)a[1].pointer;
+  Context context{(int32_t*)a[0].pointer, runs, (float*)a[2].pointer, a[3].int32, a[4].int32, parallel};
+  const int32_t rounding = a[5].int32;
   present.store(0);
   const int before = fegetround();
   if (rounding) fesetround(FE_DOWNWARD);
@@ -273,14 +275,14 @@ def test_the_process_exits_cleanly(probe: Artifact, ending: str) -> None:
     library = probe.entry.library
     (pool_library,) = (probe.entry.folder.parents[1] / "thread_pool_fwd").glob("*/*.so")
     script = f"""
-import array, ctypes, threading, time
+import array, ctypes, struct, threading, time
 pool = ctypes.cast(ctypes.CDLL({str(pool_library)!r}).nsa_parallel, ctypes.c_void_p)
 probe = ctypes.CDLL({str(library)!r}).nsa_probe
-pointer = ctypes.c_void_p
-probe.argtypes = [pointer, ctypes.c_int32, ctypes.c_int32, pointer, pointer, pointer] + [ctypes.c_int32] * 3
+probe.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_char_p]
 arrays = [array.array("i", [0] * 500) for _ in range(3)]
 def call(*, tasks=500, mode=0, number=0):
-    assert probe(pool, 3, tasks, *[a.buffer_info()[0] for a in arrays], mode, number, 0) == 0
+    arguments = struct.pack("<QQQi4xi4xi4x", *[a.buffer_info()[0] for a in arrays], mode, number, 0)
+    assert probe(pool, 3, tasks, arguments) == 0
 def for_ever():
     while True:
         call()

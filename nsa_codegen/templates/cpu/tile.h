@@ -572,47 +572,84 @@ NSA_INLINE float log_sum_exp(float top, float sum) {
 // 1 / sum, and 0 for an empty row, so that its output is exactly 0.
 NSA_INLINE float inverse(float sum) { return sum == 0.0f ? 0.0f : 1.0f / sum; }
 
-// Blocks of the query whose own block is `current`: the `local` ones up to it and the `initial` first are forced,
-// the rest of the `n` are those of highest score, ties to the lower index. Ascending; -1 fills the tail.
-NSA_INLINE void select_top(int32_t *out, const float *scores, int current, int n, int initial, int local) {
-  float value[NSA_MAX_SELECTED];
-  int32_t index[NSA_MAX_SELECTED];
-  int first_local = current - local + 1 > 0 ? current - local + 1 : 0;
-  int first_free = initial < first_local ? initial : first_local;
-  int room = n - (current - first_local + 1) - first_free, kept = 0;
-  if (first_local - first_free <= room) { // there is room for all
-    for (int j = 0; j < n; j++)
-      out[j] = j <= current ? j : -1;
-    return;
+constexpr int RANKED = 64; // scores of which each is compared with each, instead of sorting them one by one
+
+// Indices of the `room` greatest of `count` <= RANKED scores, room < count, in ascending order.
+NSA_INLINE void take_ranked(int32_t *out, const float *scores, int count, int room) {
+  alignas(64) float value[RANKED];
+  int32_t rank[RANKED], taken[RANKED];
+  int padded = (count + W - 1) / W * W, filled = 0;
+  for (int i = 0; i < padded; i++)
+    value[i] = i < count && scores[i] == scores[i] ? scores[i] : -INFINITY;
+  vi lanes;
+  for (int x = 0; x < W; x++)
+    lanes[x] = x;
+  for (int c = 0; c < padded; c += W) {
+    vf own = load(value + c);
+    vi before = {};
+    for (int j = 0; j < c; j++)
+      before -= splat(value[j]) >= own;
+    NSA_UNROLL for (int x = 0; x < W; x++) {
+      vf other = splat(value[c + x]);
+      before -= (other > own) | ((other == own) & (lanes > x));
+    }
+    for (int j = c + W; j < count; j++)
+      before -= splat(value[j]) > own;
+    memcpy(rank + c, &before, sizeof before);
   }
-  for (int j = first_free; j < first_local && room > 0; j++) {
-    float s = scores[j] == scores[j] ? scores[j] : -INFINITY; // NaN ranks last
+  for (int i = 0; i < count; i++) {
+    taken[filled] = i;
+    filled += rank[i] < room;
+  }
+  memcpy(out, taken, sizeof(int32_t) * room);
+}
+
+// The same for any number of scores, and room <= NSA_MAX_SELECTED: a sorted list of the greatest so far.
+NSA_INLINE void take_sorted(int32_t *out, const float *scores, int count, int room) {
+  float value[NSA_MAX_SELECTED];
+  int kept = 0;
+  for (int i = 0; i < count && room > 0; i++) {
+    float s = scores[i] == scores[i] ? scores[i] : -INFINITY;
     if (kept == room && !(s > value[kept - 1]))
       continue;
     int at = kept < room ? kept++ : kept - 1;
     for (; at > 0 && (s > value[at - 1]); at--) {
       value[at] = value[at - 1];
-      index[at] = index[at - 1];
+      out[at] = out[at - 1];
     }
     value[at] = s;
-    index[at] = j;
+    out[at] = i;
   }
-  for (int a = 1; a < kept; a++) { // back to ascending block order
-    int32_t x = index[a];
+  for (int a = 1; a < kept; a++) { // back to ascending order
+    int32_t x = out[a];
     int b = a;
-    for (; b > 0 && index[b - 1] > x; b--)
-      index[b] = index[b - 1];
-    index[b] = x;
+    for (; b > 0 && out[b - 1] > x; b--)
+      out[b] = out[b - 1];
+    out[b] = x;
   }
-  int filled = 0;
+}
+
+// Blocks of the query whose own block is `current`: the `local` ones up to it and the `initial` first are forced,
+// the rest of the `n` are those of highest score, ties to the lower index, NaN last. Ascending; -1 fills the tail.
+NSA_INLINE void select_top(int32_t *out, const float *scores, int current, int n, int initial, int local) {
+  int first_local = current - local + 1 > 0 ? current - local + 1 : 0;
+  int first_free = initial < first_local ? initial : first_local;
+  int room = n - (current - first_local + 1) - first_free, count = first_local - first_free;
+  if (count <= room) { // there is room for all
+    for (int j = 0; j < n; j++)
+      out[j] = j <= current ? j : -1;
+    return;
+  }
+  if (count <= RANKED)
+    take_ranked(out + first_free, scores + first_free, count, room);
+  else
+    take_sorted(out + first_free, scores + first_free, count, room);
+  for (int i = 0; i < room; i++)
+    out[first_free + i] += first_free;
   for (int j = 0; j < first_free; j++)
-    out[filled++] = j;
-  for (int a = 0; a < kept; a++)
-    out[filled++] = index[a];
+    out[j] = j;
   for (int j = first_local; j <= current; j++)
-    out[filled++] = j;
-  for (; filled < n; filled++)
-    out[filled] = -1;
+    out[first_free + room + j - first_local] = j;
 }
 
 // Who lists which block, of `queries` queries with `n` entries each, `stride` apart: blocks that some list names, ascending,

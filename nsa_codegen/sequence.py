@@ -1,0 +1,157 @@
+"""A program's kernels in one call: for few queries, as in decoding, and for batch rows that are small each.
+
+Laying out arguments by kernel takes longer than kernels of few queries do. And where a batch row fits in the second
+cache, each thread takes rows of its own through all kernels: what one leaves, the next finds there, and no thread
+waits for another. All working memory of a call is one piece; what the kernels are given is what `OpDef.prepare` lays
+out for each: both take it from `OpDef.extent`.
+"""
+
+from __future__ import annotations
+
+import array
+import functools
+import struct
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .dispatch import Kernel
+from .errors import KernelFailedError
+from .ops import OPS
+from .ops.base import ExtentOf
+from .tiling import ceil_div
+
+CACHE_LINE = 64  # bytes
+QUERIES = "q"
+Moving = tuple[int, int, int]  # eight bytes of an argument, and what they grow by from row to row, and by worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Area:
+    """Memory of a tensor between kernels: `bytes` per query and head, or with `lists` per query and key/value head.
+
+    With `block`, per block of so many of the keys named `keys`, and per key/value head: the complete ones, or all.
+    """
+
+    name: str
+    bytes: int
+    lists: bool = False
+    keys: str = ""
+    block: int = 0
+    complete: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A kernel, what sizes make of it, and the names of the tensors that it takes; it goes through that called `keys`.
+
+    `slots` are its arguments in order: a tensor's name, or else what its extent calls the argument.
+    """
+
+    kernel: Kernel
+    extent: ExtentOf
+    keys: str
+    slots: tuple[tuple[bool, str], ...]
+
+    @classmethod
+    def of(cls, kernel: Kernel, keys: str, **tensors: str) -> Step:
+        """Return the step of a kernel of the CPU; `tensors` are names by argument."""
+        extent = OPS[kernel.desc.op].extent
+        assert extent is not None
+        given = {**tensors, "scale": "scale"}
+        slots = tuple((name in given, given.get(name, name)) for name in kernel.names)
+        return cls(kernel=kernel, extent=extent(kernel.desc, kernel.schedule), keys=keys, slots=slots)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequence:
+    """The kernels of a program in the order in which they run, and the memory between them.
+
+    The tensors of a call are called `q`, `keys 0`, `values 0` and so on by path, `gates`, and `out`, which is written.
+    """
+
+    steps: tuple[Step, ...]
+    areas: tuple[Area, ...]
+
+    def __call__(
+        self,
+        q: Tensor,
+        keys: Many[Tensor],
+        values: Many[Tensor],
+        gates: Tensor,
+        *,
+        q_start: int,
+        scale: float,
+        out: Tensor,
+        by_row: bool,
+    ) -> None:
+        """Write what the program computes of contiguous tensors to `out`; gates are as `combine` reads them.
+
+        Threads share the tasks of each kernel, or with `by_row` the batch rows. Raises `KernelFailedError`.
+        """
+        (batch, tokens, heads, _), kv_heads, workers = q.shape, keys[0].shape[2], torch.get_num_threads()
+        rows, lead, copies = (batch, 1, workers) if by_row else (1, batch, 1)
+        at: dict[str, Moving] = {"scale": (_bits(scale), 0, 0), QUERIES: _rows(q, rows), "out": _rows(out, rows)}
+        at["gates"] = _rows(gates, rows) if gates.dim() > 1 else (gates.data_ptr(), 0, 0)
+        counts = {QUERIES: tokens}
+        for path, k in enumerate(keys):
+            at[f"keys {path}"], at[f"values {path}"] = _rows(k, rows), _rows(values[path], rows)
+            counts[f"keys {path}"] = k.shape[1]
+        places, size = {}, 0
+        for area in self.areas:
+            places[area.name] = size
+            if area.block:
+                count = counts[area.keys]
+                counts[area.name] = count // area.block if area.complete else ceil_div(count, area.block)
+                size += _lines(lead * kv_heads * counts[area.name] * area.bytes)
+            else:
+                size += _lines(lead * tokens * (kv_heads if area.lists else heads) * area.bytes)
+        free, extents = size * copies, []
+        needed = free
+        for step in self.steps:
+            of_heads = heads if step.keys == QUERIES else kv_heads
+            extent = step.extent(workers, lead, tokens, counts[step.keys], of_heads, q_start)
+            needed += sum([_lines(4 * elements) for elements in extent.scratch.values()])
+            extents.append(extent)
+        memory = torch.empty(needed, dtype=torch.uint8)
+        base = memory.data_ptr()
+        free += base
+        for name, place in places.items():
+            at[name] = (base + place, 0, size)
+        call: list[int] = []
+        for step, extent in zip(self.steps, extents, strict=True):
+            own = extent.sizes
+            for name, elements in extent.scratch.items():
+                own[name] = free
+                free += _lines(4 * elements)
+            call += (step.kernel.artifact.address, extent.tasks, len(step.slots))
+            for shared, name in step.slots:
+                call += at[name] if shared else (own[name], 0, 0)
+        self._run(call, rows, workers)
+
+    def _run(self, call: list[int], rows: int, workers: int) -> None:
+        numbers = array.array("q", call)
+        pool = self.steps[0].kernel.artifact.pool
+        status = pool.sequence(numbers.buffer_info()[0], len(self.steps), rows, workers)
+        if status:
+            names = [step.kernel.artifact.entry.manifest.entry for step in self.steps]
+            raise KernelFailedError(f"one of {names} returned status {status} (rows={rows}, threads={workers})")
+
+
+def _rows(x: Tensor, rows: int) -> Moving:
+    """Return the address of a contiguous tensor, and the bytes of each of so many rows of it."""
+    return x.data_ptr(), x.nbytes // rows, 0
+
+
+@functools.lru_cache(maxsize=64)
+def _bits(x: float) -> int:
+    """Return a float32 as an integer of the same bits."""
+    bits: int = struct.unpack("<I", struct.pack("<f", x))[0]
+    return bits
+
+
+def _lines(size: int) -> int:
+    """Return `size` bytes rounded up to whole cache lines, so that everything begins at one."""
+    return -(-size // CACHE_LINE) * CACHE_LINE
