@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parents[2] / "nsa_codegen"
 LAYERS = (
     "errors", "index_sets", "program", "spec", "desc", "needed", "target", "occupancy", "schedule", "tiling", "runs",
     "source", "manifest", "store", "compiler", "nvcc", "sass", "resources", "workarounds", "reference", "ops",
-    "templates", "lowering_cpu", "lowering_gpu", "lowering", "binaries", "build", "selection", "requests", "executor", "emitted",
-    "device", "dispatch", "checks", "sequence", "inference", "autograd", "conformance", "functional", "cache", "nn",
+    "templates", "lowering_cpu", "lowering_gpu", "lowering", "binaries", "build", "selection", "requests", "executor",
+    "emitted", "device", "dispatch", "checks", "sequence", "inference", "autograd", "conformance", "functional", "cache", "nn",
     "demo", "bench", "tuning", "cli",
 )  # fmt: skip
 WITHOUT_TORCH = LAYERS[: LAYERS.index("reference")]
