@@ -222,5 +222,12 @@ _register("stream_attention", _attention_setup, _stream_grads)
 _register("scored_attention", _scored_setup, _scored_grads)
 _register("gather_attention", _attention_setup, _gather_grads)
 _register("combine", _combine_setup, _combine_grads)
+
+
+def refuse_second_derivatives(name: str) -> None:
+    """Have the backward op `name` raise `SecondDerivativeError` when its gradient is asked for."""
+    _register(name, lambda ctx, inputs, output: None, _refuse)
+
+
 for _name in ("compress", "stream_attention", "gather_attention", "combine"):
-    _register(f"{_name}_backward", lambda ctx, inputs, output: None, _refuse)
+    refuse_second_derivatives(f"{_name}_backward")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import autograd as _gradients  # noqa: F401 - registers the gradients of the ops
-from . import inference, reference
+from . import inference, reference, training
 from .checks import (
     checked_scale,
     checked_start,
@@ -270,6 +270,8 @@ def attention(
     pairs = [kv[p.name] for p in program.paths]
     if (gates is None) == (program.combine == "none") and inference.runs_as_one(program, q, pairs, gates, impl):
         return inference.as_one(program, q, pairs, gates, scale=scale, q_start=start)
+    if gates is not None and training.trains_as_one(program, q, pairs, gates, impl):
+        return training.attention_with_gradients(program, q, pairs, gates, scale=scale, q_start=start)
     options: dict[str, Any] = {"scale": scale, "q_start": start, "impl": impl}
     made: dict[str, Tensor] = {}
     for path in program.paths:

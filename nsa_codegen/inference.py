@@ -7,41 +7,20 @@ rows that are small each, take all kernels in one call (`sequence.py`).
 
 from __future__ import annotations
 
-import functools
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .checks import checked_scale, require_attention, require_gates, require_position, use_compiled
-from .desc import KernelDesc
 from .device import emulated_target
-from .dispatch import (
-    Kernel,
-    define_op,
-    dtype_name,
-    fake_op,
-    few_queries,
-    gather_desc,
-    kernel,
-    launch,
-    pays_to_pack,
-    stream_desc,
-)
-from .index_sets import RangeSet, TopK
-from .needed import compress_desc, pack_descs, scored_desc, select_desc
-from .ops.base import element_bytes
+from .dispatch import define_op, dtype_name, fake_op, few_queries, launch
 from .ops.combine import gates_as_read
-from .ops.pack_blocks import packed_shape
+from .plan import PathKernels, Plan, packs_blocks, plan_of
 from .program import Program
-from .schedule import CpuSchedule
-from .sequence import QUERIES, Area, Step
-from .sequence import Sequence as KernelSequence
-from .tiling import RowTile, ceil_div
+from .sequence import QUERIES
 
 MAX_PASSED = 4096
 RUN_ELEMENTS = 1 << 20  # of one path's output: 4 MB as float32
@@ -83,9 +62,25 @@ def as_one(
     q_start: int,
 ) -> Tensor:
     """Return what `program` computes, by one op; checks what was not checked before. Raises `InputError`."""
+    factor = checked(program, q, pairs, gates, scale=scale, q_start=q_start)
+    out: Tensor = torch.ops.nsa_codegen.attention(
+        q, [k for k, _ in pairs], [v for _, v in pairs], gates, program.text, q_start, factor
+    )
+    return out
+
+
+def checked(
+    program: Program,
+    q: Tensor,
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    gates: Tensor | None,
+    *,
+    scale: float | None,
+    q_start: int,
+) -> float:
+    """Return the scale, 1/sqrt(Dk) if None is given; checks what was not checked before. Raises `InputError`."""
     tensors = [q, *(x for pair in pairs for x in pair), *(() if gates is None else (gates,))]
-    text = program.text
-    seen = (text, tuple((x.shape, x.dtype, x.device) for x in tensors))
+    seen = (program.text, tuple((x.shape, x.dtype, x.device) for x in tensors))
     if seen not in _passed:
         for path, (k, v) in zip(program.paths, pairs, strict=True):
             require_attention(f"attention({program.name}.{path.name})", q, k, v)
@@ -94,11 +89,7 @@ def as_one(
         if len(_passed) < MAX_PASSED:
             _passed.add(seen)
     require_position("attention", q_start, q)
-    factor = checked_scale("attention", scale, q)
-    out: Tensor = torch.ops.nsa_codegen.attention(
-        q, [k for k, _ in pairs], [v for _, v in pairs], gates, text, q_start, factor
-    )
-    return out
+    return checked_scale("attention", scale, q)
 
 
 @define_op(
@@ -115,14 +106,13 @@ def _attention(
     words = "none" if gates is None else "scalar" if gates.dim() == 1 else "sigmoid"
     group = heads // keys[0].shape[2]
     few = tokens <= few_queries(group)
-    plan = _plan(program, dtype_name(q), group, dk, dv, words, few)
+    plan = plan_of(program, dtype_name(q), group, dk, dv, words, few)
     out = q.new_empty((batch, tokens, heads, dv))
     if gates is not None and plan.combine is not None and out.numel():
-        by_row, packs = _rows_are_shared(q, dv), plan.packs(tokens, keys)
+        by_row, packs = rows_are_shared(q, dv), plan.packs(tokens, keys)
         if (by_row and len(packs) <= 1) or (few and packs == {False} and out.numel() <= RUN_ELEMENTS):
-            kernels = plan.packed if True in packs else plan.plain
-            read = gates_as_read(gates, q.dtype)
-            kernels(q, keys, values, read, q_start=q_start, scale=scale, out=out, by_row=by_row)
+            kernels, given = plan.packed if True in packs else plan.plain, named(q, keys, values, gates)
+            kernels({**given, "out": out}, q_start=q_start, scale=scale, by_row=by_row)
             return out
     scope = _Scope(q=q, keys=keys, values=values, q_start=q_start, scale=scale)
     if gates is None or plan.combine is None:
@@ -130,7 +120,7 @@ def _attention(
         _attend(plan, 0, scope, q, slice(0, batch), 0, (out, lse), {})
         return out
     gates = gates.contiguous()
-    rows, run = plan.run_shape(q, dv)
+    rows, run = _run_shape(plan, q, dv)
     held = [(q.new_empty((rows, run, heads, dv)), torch.empty((rows, run, heads))) for _ in plan.paths]
     for lead, part in _runs(batch, tokens, rows, run):
         chosen = _rows(q, lead, part)
@@ -144,160 +134,38 @@ def _attention(
     return out
 
 
-def _rows_are_shared(q: Tensor, dv: int) -> bool:
-    """Return whether each thread takes batch rows of its own: none is longer than a run, and each gets as many."""
+def named(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], gates: Tensor) -> dict[str, Tensor]:
+    """Return contiguous tensors by the names that a `sequence.Sequence` has for them."""
+    pairs = enumerate(zip(keys, values, strict=True))
+    by_path = {f"{part} {n}": x for n, pair in pairs for part, x in zip(("keys", "values"), pair, strict=True)}
+    return {QUERIES: q, **by_path, "gates": gates_as_read(gates, q.dtype)}
+
+
+def rows_are_small(q: Tensor, dv: int) -> bool:
+    """Return whether there are several batch rows, and none is longer than a run."""
     batch, tokens, heads, dk = q.shape
-    threads = torch.get_num_threads()
-    even = batch % threads == 0 or batch >= MANY_ROWS * threads
-    return batch > 1 and even and tokens * heads * max(dk, dv) <= RUN_ELEMENTS
+    return batch > 1 and tokens * heads * max(dk, dv) <= RUN_ELEMENTS
+
+
+def rows_are_shared(q: Tensor, dv: int) -> bool:
+    """Return whether each thread takes batch rows of its own: small ones, of which each gets about as many."""
+    batch, threads = q.shape[0], torch.get_num_threads()
+    return rows_are_small(q, dv) and (batch % threads == 0 or batch >= MANY_ROWS * threads)
+
+
+def _run_shape(plan: Plan, q: Tensor, dv: int) -> tuple[int, int]:
+    """Return batch rows and queries of a run: whole sequences, or a part of one in whole tiles."""
+    batch, tokens, heads, _ = q.shape
+    of_sequence = max(1, tokens * heads * dv)
+    if of_sequence <= RUN_ELEMENTS:
+        return max(1, min(batch, RUN_ELEMENTS // of_sequence)), tokens
+    tile = math.lcm(*(p.queries for p in plan.paths))
+    return 1, min(tokens, max(1, RUN_ELEMENTS // (heads * dv * tile)) * tile)
 
 
 @fake_op("attention")
 def _attention_fake(q: Tensor, keys: list[Tensor], values: list[Tensor], *rest: Any) -> Tensor:
     return q.new_empty((*q.shape[:3], values[0].shape[3]))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Path:
-    """The kernels of one path; a streamed one has `attend` alone, which may list the blocks of the path `lists`.
-
-    `scored_by` is the number of the path whose keys score the blocks, and `means` what makes them of tokens, if need
-    be. Blocks are listed by `select`, and read from copies that `packs` make (`packed`) or in place (`attend`).
-    """
-
-    attend: Kernel
-    queries: int
-    lists: int | None = None
-    visible: TopK | None = None
-    scored_by: int = 0
-    means: Kernel | None = None
-    select: Kernel | None = None
-    packed: Kernel | None = None
-    packs: tuple[Kernel, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """The kernels of a program; `combine` is None for a program of one path."""
-
-    paths: tuple[_Path, ...]
-    combine: Kernel | None
-
-    @functools.cached_property
-    def order(self) -> list[int]:
-        """The numbers of the paths, those that list blocks before those that attend to them."""
-        return sorted(range(len(self.paths)), key=lambda number: self.paths[number].visible is not None)
-
-    def packs(self, tokens: int, keys: Sequence[Tensor]) -> set[bool]:
-        """Return, of the paths that read listed blocks, whether the blocks are packed."""
-        both = zip(self.paths, keys, strict=True)
-        return {_packs(p.visible, tokens, k) for p, k in both if p.visible is not None}
-
-    @functools.cached_property
-    def plain(self) -> KernelSequence:
-        """The kernels in order, blocks read in place."""
-        return _sequence(self, packed=False)
-
-    @functools.cached_property
-    def packed(self) -> KernelSequence:
-        """The kernels in order, blocks read from packed copies."""
-        return _sequence(self, packed=True)
-
-    def run_shape(self, q: Tensor, dv: int) -> tuple[int, int]:
-        """Return batch rows and queries of a run: whole sequences, or a part of one in whole tiles."""
-        batch, tokens, heads, _ = q.shape
-        of_sequence = max(1, tokens * heads * dv)
-        if of_sequence <= RUN_ELEMENTS:
-            return max(1, min(batch, RUN_ELEMENTS // of_sequence)), tokens
-        tile = math.lcm(*(p.queries for p in self.paths))
-        return 1, min(tokens, max(1, RUN_ELEMENTS // (heads * dv * tile)) * tile)
-
-
-@functools.lru_cache(maxsize=256)
-def _plan(program: str, dtype: str, group: int, dk: int, dv: int, gates: str, few: bool) -> _Plan:
-    rows = json.loads(program)
-    listed = {row["lists"] for row in rows if "lists" in row}
-    paths = tuple(_path(row, dtype, group, dk, dv, few, listed=number in listed) for number, row in enumerate(rows))
-    desc = KernelDesc.of("combine", dtype, paths=len(paths), dv=dv, gates=gates)
-    return _Plan(paths=paths, combine=None if gates == "none" else kernel(desc))
-
-
-def _sequence(plan: _Plan, *, packed: bool) -> KernelSequence:
-    """Return the kernels of `plan` in order, and what lies between them."""
-    steps, areas = [], []
-    for number in plan.order:
-        path, own = plan.paths[number], {"q": QUERIES, "k": f"keys {number}", "v": f"values {number}"}
-        attend, keys = path.attend, f"keys {number}"
-        if path.visible is not None:
-            areas.append(Area(name=f"list {number}", bytes=4 * path.visible.n, lists=True))
-            own["block_indices"] = f"list {number}"
-            if path.select is not None:
-                steps += _listing(path, number, areas)
-            if packed:
-                assert path.packed is not None
-                attend = path.packed
-                for name, pack in zip("kv", path.packs, strict=True):
-                    blocks = Area(
-                        name=f"packed {name} {number}", bytes=4 * math.prod(packed_shape(pack.desc)), keys=keys,
-                        block=path.visible.block, complete=False,
-                    )  # fmt: skip
-                    areas.append(blocks)
-                    steps.append(Step.of(pack, keys, x=own[name], packed=blocks.name))
-                    own[name] = blocks.name
-        own |= {"out": f"output {number}", "lse": f"lse {number}", "indices": f"list {path.lists}"}
-        dv, dtype = attend.desc.size("dv"), attend.desc.dtype
-        areas += [Area(name=own["out"], bytes=dv * element_bytes(dtype)), Area(name=own["lse"], bytes=4)]
-        steps.append(Step.of(attend, keys, **own))
-    assert plan.combine is not None
-    outs = {f"o{number}": f"output {number}" for number in range(len(plan.paths))}
-    steps.append(Step.of(plan.combine, QUERIES, **outs, gates="gates", out="out"))
-    return KernelSequence(steps=tuple(steps), areas=tuple(areas))
-
-
-def _listing(path: _Path, number: int, areas: list[Area]) -> list[Step]:
-    """Return the kernels that list the blocks of a path, and add what lies between them to `areas`."""
-    assert path.select is not None and path.visible is not None
-    scored, steps = f"keys {path.scored_by}", []
-    if path.means is not None:
-        of_means = 4 * path.means.desc.size("dim")
-        means = Area(name=f"means {number}", bytes=of_means, keys=scored, block=path.visible.block)
-        areas.append(means)
-        steps.append(Step.of(path.means, scored, x=scored, out=means.name))
-        scored = means.name
-    return [*steps, Step.of(path.select, scored, q=QUERIES, k=scored, indices=f"list {number}")]
-
-
-def _path(row: Mapping[str, Any], dtype: str, group: int, dk: int, dv: int, few: bool, *, listed: bool) -> _Path:
-    """Return the path of a row of `Program.text`; `listed` if another path lists its blocks."""
-    if "ranges" in row:
-        desc = stream_desc(RangeSet.from_json(row["ranges"]).text, dtype, group, dk, dv)
-        if "lists" in row:
-            desc = scored_desc(TopK(**row["top_k"]), dtype, group=group, dk=dk, dv=dv, **row["windows"])
-        attend = kernel(desc, few=few)
-        assert isinstance(attend.schedule, CpuSchedule)
-        queries = RowTile.of(group, attend.schedule.query_lanes).queries
-        return _Path(attend=attend, queries=queries, lists=row.get("lists"))
-    visible = TopK(**row["top_k"])
-    means = None
-    if visible.score == "mean_key":
-        block = visible.block
-        means = kernel(compress_desc("mean", dtype, kernel=block, stride=block, dim=dk, out="float32"))
-    by_source = [
-        gather_desc(dtype, group, dk, dv, visible.block, visible.n, visible.causal, source)
-        for source in ("plain", "packed")
-    ]
-    plain, packed = (kernel(d) for d in by_source)
-    assert isinstance(packed.schedule, CpuSchedule)
-    return _Path(
-        attend=plain,
-        packed=packed,
-        packs=tuple(kernel(d) for d in pack_descs(packed.desc)),
-        queries=RowTile.of(group, packed.schedule.query_lanes).queries,
-        visible=visible,
-        scored_by=row["scored_by"],
-        means=means,
-        select=None if listed else kernel(select_desc(visible, dtype, group=group, dk=dk, **row["windows"]), few=few),
-    )
 
 
 class _Scope:
@@ -307,7 +175,7 @@ class _Scope:
         self.q, self.keys, self.values, self.q_start, self.scale = q, keys, values, q_start, scale
         self._made: dict[tuple[str, int], tuple[Tensor, ...]] = {}
 
-    def scored(self, path: _Path) -> Tensor:
+    def scored(self, path: PathKernels) -> Tensor:
         """Return the keys that score the blocks of `path`."""
         keys = self.keys[path.scored_by]
         if path.means is None:
@@ -317,11 +185,11 @@ class _Scope:
             self._made[where] = launch(path.means, x=keys)
         return self._made[where][0]
 
-    def packed(self, path: _Path, number: int) -> tuple[Tensor, ...] | None:
+    def packed(self, path: PathKernels, number: int) -> tuple[Tensor, ...] | None:
         """Return the packed keys and values of `path`, or None if packing them does not pay."""
         visible, keys = path.visible, self.keys[number]
         assert visible is not None
-        if not _packs(visible, self.q.shape[1], keys):
+        if not packs_blocks(visible, self.q.shape[1], keys):
             return None
         where = ("packed", number)
         if where not in self._made:
@@ -330,13 +198,8 @@ class _Scope:
         return self._made[where]
 
 
-def _packs(visible: TopK, tokens: int, keys: Tensor) -> bool:
-    """Return whether the blocks of `keys` are packed once for so many queries."""
-    return pays_to_pack(tokens, visible.n, ceil_div(keys.shape[1], visible.block))
-
-
 def _attend(
-    plan: _Plan,
+    plan: Plan,
     number: int,
     scope: _Scope,
     q: Tensor,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import array
 import functools
 import struct
-from collections.abc import Sequence as Many
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,11 +20,13 @@ from torch import Tensor
 from .dispatch import Kernel
 from .errors import KernelFailedError
 from .ops import OPS
-from .ops.base import ExtentOf
+from .ops.base import Call, ExtentOf
+from .runs import Runs
 from .tiling import ceil_div
 
 CACHE_LINE = 64  # bytes
-QUERIES = "q"
+QUERIES, SCALE, LOG_2 = "q", "scale", "log 2"
+LOG_2_VALUE = 0.6931471805599453
 Moving = tuple[int, int, int]  # eight bytes of an argument, and what they grow by from row to row, and by worker
 
 
@@ -32,7 +34,8 @@ Moving = tuple[int, int, int]  # eight bytes of an argument, and what they grow 
 class Area:
     """Memory of a tensor between kernels: `bytes` per query and head, or with `lists` per query and key/value head.
 
-    With `block`, per block of so many of the keys named `keys`, and per key/value head: the complete ones, or all.
+    With `block`, per block of so many of the keys named `keys`, and per key/value head: the complete ones, or all. With
+    `runs`, per key that a run of queries reaches, run and key/value head.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Area:
     keys: str = ""
     block: int = 0
     complete: bool = True
+    runs: Callable[[Call], Runs] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,7 @@ class Step:
         """Return the step of a kernel of the CPU; `tensors` are names by argument."""
         extent = OPS[kernel.desc.op].extent
         assert extent is not None
-        given = {**tensors, "scale": "scale"}
+        given = {SCALE: SCALE, **tensors}
         slots = tuple((name in given, given.get(name, name)) for name in kernel.names)
         return cls(kernel=kernel, extent=extent(kernel.desc, kernel.schedule), keys=keys, slots=slots)
 
@@ -69,55 +73,51 @@ class Step:
 class Sequence:
     """The kernels of a program in the order in which they run, and the memory between them.
 
-    The tensors of a call are called `q`, `keys 0`, `values 0` and so on by path, `gates`, and `out`, which is written.
+    The tensors of a call have names: `q`, `keys 0`, `values 0` and so on by path, and what steps call the others.
     """
 
     steps: tuple[Step, ...]
     areas: tuple[Area, ...]
 
-    def __call__(
-        self,
-        q: Tensor,
-        keys: Many[Tensor],
-        values: Many[Tensor],
-        gates: Tensor,
-        *,
-        q_start: int,
-        scale: float,
-        out: Tensor,
-        by_row: bool,
-    ) -> None:
-        """Write what the program computes of contiguous tensors to `out`; gates are as `combine` reads them.
+    def __call__(self, tensors: Mapping[str, Tensor], *, q_start: int, scale: float, by_row: bool) -> None:
+        """Run the kernels on contiguous tensors, some of which they write; those of one dimension are for all rows.
 
-        Threads share the tasks of each kernel, or with `by_row` the batch rows. Raises `KernelFailedError`.
+        Areas that `tensors` names are these, the others are memory of this call. Threads share the tasks of each
+        kernel, or with `by_row` the batch rows. Raises `KernelFailedError`.
         """
-        (batch, tokens, heads, _), kv_heads, workers = q.shape, keys[0].shape[2], torch.get_num_threads()
+        q, workers = tensors[QUERIES], torch.get_num_threads()
+        (batch, tokens, heads, _), kv_heads = q.shape, tensors["keys 0"].shape[2]
         rows, lead, copies = (batch, 1, workers) if by_row else (1, batch, 1)
-        at: dict[str, Moving] = {"scale": (_bits(scale), 0, 0), QUERIES: _rows(q, rows), "out": _rows(out, rows)}
-        at["gates"] = _rows(gates, rows) if gates.dim() > 1 else (gates.data_ptr(), 0, 0)
-        counts = {QUERIES: tokens}
-        for path, k in enumerate(keys):
-            at[f"keys {path}"], at[f"values {path}"] = _rows(k, rows), _rows(values[path], rows)
-            counts[f"keys {path}"] = k.shape[1]
+        at: dict[str, Moving] = {SCALE: (_bits(scale), 0, 0), LOG_2: (_bits(LOG_2_VALUE), 0, 0)}
+        counts = {}
+        for name, x in tensors.items():
+            whole = x.dim() == 1
+            at[name] = (x.data_ptr(), 0 if whole else x.nbytes // rows, 0)
+            counts[name] = 0 if whole else x.shape[1]
+
+        def call_of(keys: str) -> Call:
+            of_heads = heads if keys == QUERIES else kv_heads
+            return Call(workers, lead, tokens, counts[keys], of_heads, q_start, batch, heads // kv_heads)
+
         places, size = {}, 0
         for area in self.areas:
+            if area.name in at:
+                continue
             places[area.name] = size
-            if area.block:
+            if area.runs is not None:
+                runs = area.runs(call_of(area.keys))
+                size += _lines(lead * kv_heads * runs.count * runs.reach * area.bytes)
+            elif area.block:
                 count = counts[area.keys]
                 counts[area.name] = count // area.block if area.complete else ceil_div(count, area.block)
                 size += _lines(lead * kv_heads * counts[area.name] * area.bytes)
             else:
                 size += _lines(lead * tokens * (kv_heads if area.lists else heads) * area.bytes)
-        free, extents = size * copies, []
-        needed = free
-        for step in self.steps:
-            of_heads = heads if step.keys == QUERIES else kv_heads
-            extent = step.extent(workers, lead, tokens, counts[step.keys], of_heads, q_start)
-            needed += sum([_lines(4 * elements) for elements in extent.scratch.values()])
-            extents.append(extent)
-        memory = torch.empty(needed, dtype=torch.uint8)
+        extents = [step.extent(call_of(step.keys)) for step in self.steps]
+        needed = sum([_lines(4 * n) for extent in extents for n in extent.scratch.values()])
+        memory = torch.empty(copies * size + needed, dtype=torch.uint8)
         base = memory.data_ptr()
-        free += base
+        free = base + copies * size
         for name, place in places.items():
             at[name] = (base + place, 0, size)
         call: list[int] = []
@@ -138,11 +138,6 @@ class Sequence:
         if status:
             names = [step.kernel.artifact.entry.manifest.entry for step in self.steps]
             raise KernelFailedError(f"one of {names} returned status {status} (rows={rows}, threads={workers})")
-
-
-def _rows(x: Tensor, rows: int) -> Moving:
-    """Return the address of a contiguous tensor, and the bytes of each of so many rows of it."""
-    return x.data_ptr(), x.nbytes // rows, 0
 
 
 @functools.lru_cache(maxsize=64)

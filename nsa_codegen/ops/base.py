@@ -58,8 +58,24 @@ class Extent(NamedTuple):
         return Launch(tasks=self.tasks, values={**values, **self.sizes, **memory}, outputs=outputs)
 
 
-# Of workers, batch, queries, keys, key/value heads, and the position of the first query.
-ExtentOf = Callable[[int, int, int, int, int, int], Extent]
+class Call(NamedTuple):
+    """The sizes of a call: threads, `batch` rows of the `rows` that all calls like it take together, and what each has.
+
+    `heads` are key/value heads, or what has a row of its own in the op, and `group` the query heads of each. `q_start`
+    is the position of the first query.
+    """
+
+    workers: int
+    batch: int
+    tokens: int
+    keys: int
+    heads: int
+    q_start: int
+    rows: int
+    group: int = 1
+
+
+ExtentOf = Callable[[Call], Extent]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +87,8 @@ class OpDef:
     **arguments)` is its meaning, `prepare(desc, schedule, workers, **arguments)` allocates and lays out one launch,
     and `work(desc, sizes)` counts. `prepare_backward` lays out one launch of a desc of the backward, and
     `prepare_gpu(desc, schedule, **arguments)` one of either direction on a GPU, where the grid follows from the tensors
-    and a launch of no tasks is left out. `extent(desc, schedule)` is the part of `prepare` that takes no tensors, for
-    callers that lay out several launches at once.
+    and a launch of no tasks is left out. `extent(desc, schedule)` is the part of `prepare` and `prepare_backward` that
+    takes no tensors, for callers that lay out several launches at once.
     """
 
     name: str

@@ -9,7 +9,7 @@ from .. import reference
 from ..desc import KernelDesc
 from ..schedule import CpuSchedule, GpuSchedule
 from ..tiling import ceil_div
-from .base import Extent, ExtentOf, Launch, OpDef, Sizes, Values, Work, draw, element_bytes, scratch
+from .base import Call, Extent, ExtentOf, Launch, OpDef, Sizes, Values, Work, draw, element_bytes, scratch
 
 ROWS_PER_TASK = 256
 
@@ -42,14 +42,14 @@ def prepare(
     rows = out.numel() // out.shape[-1]
     values: Values = {f"o{p}": o for p, o in enumerate(outs)}
     values.update(gates=gates_as_read(gates, out.dtype), out=out)
-    return extent(desc, schedule)(workers, 1, rows, rows, 1, 0).launch(values, (out,))
+    return extent(desc, schedule)(Call(workers, 1, rows, rows, 1, 0, 1)).launch(values, (out,))
 
 
 def extent(desc: KernelDesc, schedule: CpuSchedule) -> ExtentOf:
     """Return the extent by sizes, heads being those of queries: one task per run of rows (batch, token, head)."""
 
-    def of(workers: int, batch: int, tokens: int, keys: int, heads: int, q_start: int) -> Extent:
-        rows = batch * tokens * heads
+    def of(call: Call) -> Extent:
+        rows = call.batch * call.tokens * call.heads
         return Extent(ceil_div(rows, ROWS_PER_TASK), {"rows": rows, "rows_per_task": ROWS_PER_TASK}, {})
 
     return of
@@ -65,13 +65,11 @@ def prepare_backward(
 ) -> Launch:
     """Return the launch: gradients of the outputs, then float32 gradients of the gates by row, [rows, paths]."""
     rows, paths = dout.numel() // dout.shape[-1], len(outs)
-    tasks = ceil_div(rows, ROWS_PER_TASK)
     grads, grad_gates = [torch.empty_like(o) for o in outs], scratch(rows, paths)
     values: Values = {f"o{p}": o for p, o in enumerate(outs)}
     values.update({f"d{p}": d for p, d in enumerate(grads)})
-    values.update(gates=gates_as_read(gates, dout.dtype), dout=dout, grad_gates=grad_gates, rows=rows)
-    values["rows_per_task"] = ROWS_PER_TASK
-    return Launch(tasks=tasks, values=values, outputs=(*grads, grad_gates))
+    values.update(gates=gates_as_read(gates, dout.dtype), dout=dout, grad_gates=grad_gates)
+    return extent(desc, schedule)(Call(workers, 1, rows, rows, 1, 0, 1)).launch(values, (*grads, grad_gates))
 
 
 def prepare_gpu(

@@ -13,7 +13,7 @@ from ..needed import compress_desc
 from ..program import Phi
 from ..schedule import CpuSchedule, GpuSchedule
 from ..tiling import ceil_div, padded
-from .base import Extent, ExtentOf, Launch, OpDef, Sizes, Values, Work, draw, element_bytes, scratch, torch_dtype
+from .base import Call, Extent, ExtentOf, Launch, OpDef, Sizes, Values, Work, draw, element_bytes, scratch, torch_dtype
 
 
 def _phi(desc: KernelDesc) -> Phi:
@@ -56,7 +56,7 @@ def run_reference(desc: KernelDesc, *, x: Tensor, **weights: Tensor) -> tuple[Te
 def prepare(desc: KernelDesc, schedule: CpuSchedule, workers: int, *, x: Tensor, **weights: Tensor) -> Launch:
     """Return the launch; weights are taken as float32."""
     batch, keys, kv_heads, dim = x.shape
-    found = extent(desc, schedule)(workers, batch, keys, keys, kv_heads, 0)
+    found = extent(desc, schedule)(Call(workers, batch, keys, keys, kv_heads, 0, batch))
     dtype = torch_dtype(desc.word("out")) if desc.word("method") == "mean" else x.dtype
     out = torch.empty((batch, found.sizes["windows"], kv_heads, dim), dtype=dtype)
     return found.launch({"x": x, "out": out, **{n: w.float().contiguous() for n, w in weights.items()}}, (out,))
@@ -66,8 +66,8 @@ def extent(desc: KernelDesc, schedule: CpuSchedule) -> ExtentOf:
     """Return the extent by sizes: one task per window, or for the mlp per tile of windows and head."""
     phi, mlp = _phi(desc), desc.word("method") == "mlp"
 
-    def of(workers: int, batch: int, tokens: int, keys: int, kv_heads: int, q_start: int) -> Extent:
-        windows = phi.length(keys)
+    def of(call: Call) -> Extent:
+        batch, keys, kv_heads, windows = call.batch, call.keys, call.heads, phi.length(call.keys)
         tasks = batch * kv_heads * ceil_div(windows, schedule.query_lanes) if mlp else batch * windows
         return Extent(tasks, {"batch": batch, "keys": keys, "kv_heads": kv_heads, "windows": windows}, {})
 

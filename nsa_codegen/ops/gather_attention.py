@@ -14,9 +14,19 @@ from ..needed import pack_descs
 from ..runs import reach_of
 from ..schedule import CpuSchedule, GpuSchedule
 from ..tiling import BlockTile, RowTile, ceil_div, padded
-from .base import Extent, ExtentOf, Launch, OpDef, Sizes, Values, Work, draw, element_bytes, scratch
+from .base import Call, Extent, ExtentOf, Launch, OpDef, Sizes, Values, Work, draw, element_bytes
 from .pack_blocks import run_reference as pack
-from .stream_attention import attention_launch, attention_outputs, run_parts, run_sums, runs_of
+from .stream_attention import (
+    attention_launch,
+    attention_outputs,
+    backward_call,
+    run_parts,
+    run_sums,
+    run_sums_extent,
+    runs_of,
+    sizes_of,
+    sizes_of_runs,
+)
 
 
 def make_inputs(desc: KernelDesc, sizes: Sizes, generator: torch.Generator) -> Values:
@@ -71,7 +81,7 @@ def prepare(
     """
     (batch, tokens), (keys, kv_heads) = q.shape[:2], k.shape[1:3]
     out, lse = into or attention_outputs(q, v)
-    found = extent(desc, schedule)(workers, batch, tokens, keys, kv_heads, q_start)
+    found = extent(desc, schedule)(Call(workers, batch, tokens, keys, kv_heads, q_start, batch))
     if desc.word("source") == "packed":
         if packed is None:
             by_keys, by_values = pack_descs(desc)
@@ -82,15 +92,25 @@ def prepare(
 
 
 def extent(desc: KernelDesc, schedule: CpuSchedule) -> ExtentOf:
-    """Return the extent by sizes: one task per tile of queries, key/value head and batch row."""
+    """Return the extent by sizes: one task per tile of queries, key/value head and batch row.
+
+    Of the backward: one per run of queries, key/value head and batch row, or per `KEYS_PER_TASK` keys.
+    """
+    backward = desc.direction == "bwd"
+    if backward and desc.word("part") == "sums":
+        return run_sums_extent(desc, reach_of(desc))
     block, tile = desc.size("block"), RowTile.of(desc.size("group"), schedule.query_lanes)
     kept = kept_scores(desc, tile)
 
-    def of(workers: int, batch: int, tokens: int, keys: int, kv_heads: int, q_start: int) -> Extent:
-        sizes = {"batch": batch, "tokens": tokens, "keys": keys, "kv_heads": kv_heads, "q_start": q_start}
-        sizes |= {"length": keys, "blocks": ceil_div(keys, block), "workers": workers}
-        scratch = {"kept": workers * kept, "marks": 2 * workers * sizes["blocks"]}
-        return Extent(batch * kv_heads * ceil_div(tokens, tile.queries), sizes, scratch)
+    def of(call: Call) -> Extent:
+        workers, blocks = call.workers, ceil_div(call.keys, block)
+        sizes = {**sizes_of(call), "length": call.keys, "blocks": blocks, "workers": workers}
+        scratch = {"kept": (2 if backward else 1) * workers * kept, "marks": 2 * workers * blocks}
+        tasks = ceil_div(call.tokens, tile.queries)
+        if backward:
+            runs = runs_of(desc, reach_of(desc), call)
+            sizes, tasks = {**sizes, **sizes_of_runs(runs)}, runs.count
+        return Extent(call.batch * call.heads * tasks, sizes, scratch)
 
     return of
 
@@ -100,6 +120,7 @@ def kept_scores(desc: KernelDesc, tile: RowTile) -> int:
     return tile.queries * tile.heads * desc.size("n") * padded(desc.size("block"))
 
 
+SUMS_SCALE = math.log(2)  # of dk in the backward: scaled queries, in log2 units, went into what runs leave
 LOOKAHEAD = 128  # entries after the last of a row that a tile may read, and not use
 
 
@@ -184,20 +205,12 @@ def prepare_backward(
     `runs` gives dq, and what each run of queries adds to dk and dv, from packed blocks, lists, out, lse, dout and dlse;
     `sums` gives dk and dv from those, and from the shapes of q, k and v.
     """
-    runs = runs_of(reach_of(desc), q=q, k=k, v=v, q_start=q_start)
-    if desc.word("part") == "sums":  # scaled queries went into dk, in log2 units
-        return run_sums(runs, q=q, k=k, v=v, q_start=q_start, scale=math.log(2), **rest)
-    (batch, tokens), keys, kv_heads = q.shape[:2], k.shape[1], k.shape[2]
-    outputs = (torch.empty_like(q), *run_parts(runs, k=k, v=v))
-    values: Values = {"q": q, "q_start": q_start, "scale": scale, **rest, "batch": batch, "tokens": tokens}
-    values.update(length=keys, kv_heads=kv_heads, runs=runs.count, reach=runs.reach, run=runs.queries)
-    values.update(zip(("dq", "parts_k", "parts_v"), outputs, strict=True))
-    kept, blocks = (
-        kept_scores(desc, RowTile.of(desc.size("group"), schedule.query_lanes)),
-        ceil_div(keys, desc.size("block")),
-    )
-    values.update(blocks=blocks, kept=scratch(workers, 2, kept), marks=scratch(workers, blocks, 2), workers=workers)
-    return Launch(tasks=batch * kv_heads * runs.count, values=values, outputs=outputs)
+    found = extent(desc, schedule)(backward_call(workers, q, k, q_start))
+    if desc.word("part") == "sums":
+        return run_sums(found, k=k, v=v, scale=SUMS_SCALE, **rest)
+    outputs = (torch.empty_like(q), *run_parts(found, k=k, v=v))
+    named = dict(zip(("dq", "parts_k", "parts_v"), outputs, strict=True))
+    return found.launch({"q": q, "scale": scale, **rest, **named}, outputs)
 
 
 def prepare_gpu(

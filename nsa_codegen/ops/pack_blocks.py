@@ -8,7 +8,7 @@ from torch import Tensor
 from ..desc import KernelDesc
 from ..schedule import CpuSchedule
 from ..tiling import ceil_div, padded
-from .base import Extent, ExtentOf, Launch, OpDef, Sizes, Values, Work, draw, element_bytes
+from .base import Call, Extent, ExtentOf, Launch, OpDef, Sizes, Values, Work, draw, element_bytes
 
 
 def packed_shape(desc: KernelDesc) -> tuple[int, int]:
@@ -40,7 +40,7 @@ def prepare(desc: KernelDesc, schedule: CpuSchedule, workers: int, *, x: Tensor)
     packed = torch.empty(
         (batch, kv_heads, ceil_div(keys, desc.size("block")), *packed_shape(desc)), dtype=torch.float32
     )
-    found = extent(desc, schedule)(workers, batch, keys, keys, kv_heads, 0)
+    found = extent(desc, schedule)(Call(workers, batch, keys, keys, kv_heads, 0, batch))
     return found.launch({"x": x, "packed": packed}, (packed,))
 
 
@@ -48,10 +48,10 @@ def extent(desc: KernelDesc, schedule: CpuSchedule) -> ExtentOf:
     """Return the extent by sizes: one task per block, key/value head and batch row."""
     block = desc.size("block")
 
-    def of(workers: int, batch: int, tokens: int, keys: int, kv_heads: int, q_start: int) -> Extent:
-        blocks = ceil_div(keys, block)
-        sizes = {"batch": batch, "keys": keys, "kv_heads": kv_heads, "blocks": blocks}
-        return Extent(batch * kv_heads * blocks, sizes, {})
+    def of(call: Call) -> Extent:
+        blocks = ceil_div(call.keys, block)
+        sizes = {"batch": call.batch, "keys": call.keys, "kv_heads": call.heads, "blocks": blocks}
+        return Extent(call.batch * call.heads * blocks, sizes, {})
 
     return of
 

@@ -13,7 +13,7 @@ from ..index_sets import complete
 from ..program import Phi
 from ..schedule import CpuSchedule, GpuSchedule
 from ..tiling import RowTile, ScoreTile, ceil_div
-from .base import Extent, ExtentOf, Launch, OpDef, Sizes, Values, Work, draw, element_bytes
+from .base import Call, Extent, ExtentOf, Launch, OpDef, Sizes, Values, Work, draw, element_bytes
 
 
 def make_inputs(desc: KernelDesc, sizes: Sizes, generator: torch.Generator) -> Values:
@@ -62,7 +62,7 @@ def prepare(
     """Return the launch."""
     (batch, tokens), (keys, kv_heads) = q.shape[:2], k.shape[1:3]
     indices = torch.empty((batch, tokens, kv_heads, desc.size("n")), dtype=torch.int32)
-    found = extent(desc, schedule)(workers, batch, tokens, keys, kv_heads, q_start)
+    found = extent(desc, schedule)(Call(workers, batch, tokens, keys, kv_heads, q_start, batch))
     return found.launch({"q": q, "k": k, "indices": indices, "scale": scale}, (indices,))
 
 
@@ -74,7 +74,8 @@ def extent(desc: KernelDesc, schedule: CpuSchedule) -> ExtentOf:
         tile, scored = RowTile.of(desc.size("group"), schedule.query_lanes), ScoreTile.of(desc, schedule)
         queries = tile.queries
 
-    def of(workers: int, batch: int, tokens: int, keys: int, kv_heads: int, q_start: int) -> Extent:
+    def of(call: Call) -> Extent:
+        workers, batch, tokens, keys, kv_heads, q_start, *_ = call
         blocks = ceil_div(q_start + tokens, block)
         sizes = {"batch": batch, "tokens": tokens, "keys": keys, "kv_heads": kv_heads, "q_start": q_start}
         sizes["blocks"] = blocks

@@ -13,7 +13,7 @@ from ..index_sets import RangeSet, causal, complete, everything, first, window
 from ..runs import KEYS_PER_TASK, Runs, keys_passed
 from ..schedule import CpuSchedule, GpuSchedule
 from ..tiling import RowTile, ceil_div, padded
-from .base import Extent, ExtentOf, Launch, OpDef, Sizes, Values, Work, draw, element_bytes, scratch
+from .base import Call, Extent, ExtentOf, Launch, OpDef, Sizes, Values, Work, draw, element_bytes, scratch
 
 
 def make_inputs(desc: KernelDesc, sizes: Sizes, generator: torch.Generator) -> Values:
@@ -50,17 +50,43 @@ def prepare(
     """Return the launch; `into` are the out and lse to be written, new ones by default."""
     (batch, tokens), (keys, kv_heads) = q.shape[:2], k.shape[1:3]
     out, lse = into or attention_outputs(q, v)
-    found = extent(desc, schedule)(workers, batch, tokens, keys, kv_heads, q_start)
+    found = extent(desc, schedule)(Call(workers, batch, tokens, keys, kv_heads, q_start, batch))
     return found.launch({"q": q, "k": k, "v": v, "out": out, "lse": lse, "scale": scale}, (out, lse))
 
 
 def extent(desc: KernelDesc, schedule: CpuSchedule) -> ExtentOf:
-    """Return the extent by sizes: one task per tile of queries, chunk of heads, key/value head and batch row."""
+    """Return the extent by sizes: one task per tile of queries, chunk of heads, key/value head and batch row.
+
+    Of the backward: one per run of queries, key/value head and batch row, or per `KEYS_PER_TASK` keys.
+    """
+    if desc.direction == "bwd":
+        return run_sums_extent(desc, desc.streamed) if desc.word("part") == "sums" else _runs_extent(desc, schedule)
     tile = RowTile.of(desc.size("group"), schedule.query_lanes)
 
-    def of(workers: int, batch: int, tokens: int, keys: int, kv_heads: int, q_start: int) -> Extent:
-        sizes = {"batch": batch, "tokens": tokens, "keys": keys, "kv_heads": kv_heads, "q_start": q_start}
-        return Extent(batch * kv_heads * ceil_div(tokens, tile.queries) * tile.chunks, sizes, {})
+    def of(call: Call) -> Extent:
+        tasks = call.batch * call.heads * ceil_div(call.tokens, tile.queries) * tile.chunks
+        return Extent(tasks, sizes_of(call), {})
+
+    return of
+
+
+def sizes_of(call: Call) -> dict[str, int]:
+    """Return what the entry of an attention is given of the sizes of a call."""
+    _, batch, tokens, keys, kv_heads, q_start, *_ = call
+    return {"batch": batch, "tokens": tokens, "keys": keys, "kv_heads": kv_heads, "q_start": q_start}
+
+
+def _runs_extent(desc: KernelDesc, schedule: CpuSchedule) -> ExtentOf:
+    tile, visible = RowTile.of(desc.size("group"), schedule.query_lanes), desc.streamed
+
+    def of(call: Call) -> Extent:
+        runs = runs_of(desc, visible, call)
+        passed = keys_passed(
+            visible, tokens=call.tokens, keys=call.keys, q_start=call.q_start, queries=tile.queries, run=runs.queries
+        )
+        sizes = {**sizes_of(call), **sizes_of_runs(runs), "passed": passed, "workers": call.workers}
+        scratch = {"kept": 2 * call.workers * passed * tile.lanes}
+        return Extent(call.batch * call.heads * runs.count, sizes, scratch)
 
     return of
 
@@ -90,44 +116,52 @@ def prepare_backward(
     `runs` gives dq, and what each run of queries adds to dk and dv, from q, k, v, out, lse, dout and dlse; `sums` gives
     dk and dv from those, and from the shapes of q, k and v.
     """
-    runs = runs_of(desc.streamed, q=q, k=k, v=v, q_start=q_start)
+    found = extent(desc, schedule)(backward_call(workers, q, k, q_start))
     if desc.word("part") == "sums":
-        return run_sums(runs, q=q, k=k, v=v, q_start=q_start, **rest)
-    tile, (batch, tokens), keys = RowTile.of(desc.size("group"), schedule.query_lanes), q.shape[:2], k.shape[1]
-    passed = keys_passed(
-        desc.streamed, tokens=tokens, keys=keys, q_start=q_start, queries=tile.queries, run=runs.queries
-    )
-    outputs = (torch.empty_like(q), *run_parts(runs, k=k, v=v))
-    values: Values = {"q": q, "k": k, "v": v, "q_start": q_start, **rest, "batch": batch, "tokens": tokens}
-    values.update(keys=keys, kv_heads=k.shape[2], runs=runs.count, reach=runs.reach, run=runs.queries, passed=passed)
-    values.update(zip(("dq", "parts_k", "parts_v"), outputs, strict=True))
-    values.update(kept=scratch(workers, 2, passed, tile.lanes), workers=workers)
-    return Launch(tasks=batch * k.shape[2] * runs.count, values=values, outputs=outputs)
+        return run_sums(found, k=k, v=v, **rest)
+    outputs = (torch.empty_like(q), *run_parts(found, k=k, v=v))
+    named = dict(zip(("dq", "parts_k", "parts_v"), outputs, strict=True))
+    return found.launch({"q": q, "k": k, "v": v, **rest, **named}, outputs)
 
 
-def runs_of(visible: RangeSet, *, q: Tensor, k: Tensor, v: Tensor, q_start: int) -> Runs:
-    """Return the runs of queries of the backward of an attention over these tensors."""
-    (batch, tokens, heads, dk), keys, kv_heads, dv = q.shape, k.shape[1], k.shape[2], v.shape[3]
-    sizes = {"batch": batch, "kv_heads": kv_heads, "group": heads // kv_heads, "tokens": tokens, "keys": keys}
-    return Runs.of_attention(visible, **sizes, q_start=q_start, dk=dk, dv=dv)
+def backward_call(workers: int, q: Tensor, k: Tensor, q_start: int) -> Call:
+    """Return the sizes of the backward of an attention over these tensors."""
+    (batch, tokens, heads, _), (keys, kv_heads) = q.shape, k.shape[1:3]
+    return Call(workers, batch, tokens, keys, kv_heads, q_start, batch, heads // kv_heads)
 
 
-def run_parts(runs: Runs, *, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def runs_of(desc: KernelDesc, visible: RangeSet, call: Call) -> Runs:
+    """Return the runs of queries of a part of the backward of an attention: the same if batch rows come one by one."""
+    sizes = {"batch": call.rows, "kv_heads": call.heads, "group": call.group, "tokens": call.tokens, "keys": call.keys}
+    return Runs.of_attention(visible, **sizes, q_start=call.q_start, dk=desc.size("dk"), dv=desc.size("dv"))
+
+
+def sizes_of_runs(runs: Runs) -> dict[str, int]:
+    """Return what entries are given of runs."""
+    return {"runs": runs.count, "reach": runs.reach, "run": runs.queries}
+
+
+def run_sums_extent(desc: KernelDesc, visible: RangeSet) -> ExtentOf:
+    """Return the extent by sizes of what adds up runs: one task per `KEYS_PER_TASK` keys, their head and batch row."""
+
+    def of(call: Call) -> Extent:
+        sizes = {**sizes_of(call), **sizes_of_runs(runs_of(desc, visible, call))}
+        return Extent(call.batch * call.heads * ceil_div(call.keys, KEYS_PER_TASK), sizes, {})
+
+    return of
+
+
+def run_parts(found: Extent, *, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Return memory for the gradients of keys and values that each run leaves, float32 [B, Hkv, runs, reach, dim]."""
-    shape = (k.shape[0], k.shape[2], runs.count, runs.reach)
+    shape = (k.shape[0], k.shape[2], found.sizes["runs"], found.sizes["reach"])
     return scratch(*shape, padded(k.shape[3])), scratch(*shape, padded(v.shape[3]))
 
 
-def run_sums(
-    runs: Runs, *, q: Tensor, k: Tensor, v: Tensor, parts_k: Tensor, parts_v: Tensor, q_start: int, scale: float
-) -> Launch:
+def run_sums(found: Extent, *, k: Tensor, v: Tensor, parts_k: Tensor, parts_v: Tensor, scale: float) -> Launch:
     """Return the launch that adds up what runs left, to dk, times `scale`, and dv."""
-    batch, keys, kv_heads, _ = k.shape
     outputs = torch.empty_like(k), torch.empty_like(v)
-    values: Values = {"parts_k": parts_k, "parts_v": parts_v, "grad_k": outputs[0], "grad_v": outputs[1]}
-    values.update(batch=batch, tokens=q.shape[1], keys=keys, kv_heads=kv_heads, runs=runs.count, reach=runs.reach)
-    values.update(run=runs.queries, q_start=q_start, scale=scale)
-    return Launch(tasks=batch * kv_heads * ceil_div(keys, KEYS_PER_TASK), values=values, outputs=outputs)
+    parts = {"parts_k": parts_k, "parts_v": parts_v, "grad_k": outputs[0], "grad_v": outputs[1]}
+    return found.launch({**parts, "scale": scale}, outputs)
 
 
 def prepare_gpu(desc: KernelDesc, schedule: GpuSchedule, *, q: Tensor, k: Tensor, v: Tensor, **rest: Any) -> Launch:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nsa_codegen import functional, inference, sequence
+from nsa_codegen import functional, inference, sequence, training
 from nsa_codegen.errors import InputError
 from nsa_codegen.program import Phi, Program
 from nsa_codegen.spec import NSASpec
@@ -59,12 +59,14 @@ def gates_of(program: Program, *lead: int) -> Tensor | None:
 
 
 def both(program: Program, batch: int, queries: int, tokens: int) -> tuple[Tensor, Tensor]:
-    """Return the output of the one op, and that of the single ops, which a call with gradients takes."""
+    """Return the output of the one op, and that of the single ops, which long calls with gradients take."""
     q = draw(batch, queries, program.num_heads, program.head_dim, seed=3)
     kv, gates = keys_of(program, batch, tokens), gates_of(program, batch, queries, program.num_heads)
     one = functional.attention(program, q, kv, gates, impl="compiled")
     assert one.grad_fn is None
-    single = functional.attention(program, q.requires_grad_(), kv, gates, impl="compiled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "trains_as_one", lambda *_: False)
+        single = functional.attention(program, q.requires_grad_(), kv, gates, impl="compiled")
     assert single.grad_fn is not None
     return one, single.detach()
 
@@ -90,9 +92,9 @@ def sequences(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, bool]]:
     called = []
     call = sequence.Sequence.__call__
 
-    def noted(self: sequence.Sequence, q: Tensor, *args: Any, by_row: bool, **options: Any) -> None:
-        called.append((q.shape[0], q.shape[1], by_row))
-        call(self, q, *args, by_row=by_row, **options)
+    def noted(self: sequence.Sequence, tensors: dict[str, Tensor], *, by_row: bool, **options: Any) -> None:
+        called.append((*tensors["q"].shape[:2], by_row))
+        call(self, tensors, by_row=by_row, **options)
 
     monkeypatch.setattr(sequence.Sequence, "__call__", noted)
     return called

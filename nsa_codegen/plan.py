@@ -1,0 +1,220 @@
+"""The kernels of a program on the CPU: those of each path, and all in the order in which one call runs them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .desc import KernelDesc
+from .dispatch import Kernel, gather_desc, kernel, pays_to_pack, stream_desc
+from .index_sets import RangeSet, TopK
+from .needed import (
+    attention_of,
+    backward_descs,
+    backward_pack_descs,
+    compress_desc,
+    pack_descs,
+    query_sum_desc,
+    scored_desc,
+    select_desc,
+)
+from .ops.base import element_bytes
+from .ops.pack_blocks import packed_shape
+from .ops.stream_attention import runs_of
+from .runs import reach_of
+from .schedule import CpuSchedule
+from .sequence import LOG_2, QUERIES, SCALE, Area, Step
+from .sequence import Sequence as KernelSequence
+from .tiling import RowTile, ceil_div, padded
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathKernels:
+    """The kernels of one path; a streamed one has `attend` alone, which may list the blocks of the path `lists`.
+
+    `scored_by` is the number of the path whose keys score the blocks, and `means` what makes them of tokens, if need
+    be. Blocks are listed by `select`, and read from copies that `packs` make (`packed`) or in place (`attend`).
+    """
+
+    attend: Kernel
+    queries: int
+    lists: int | None = None
+    visible: TopK | None = None
+    scored_by: int = 0
+    means: Kernel | None = None
+    select: Kernel | None = None
+    packed: Kernel | None = None
+    packs: tuple[Kernel, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The kernels of a program; `combine` is None for a program of one path."""
+
+    paths: tuple[PathKernels, ...]
+    combine: Kernel | None
+
+    @functools.cached_property
+    def order(self) -> list[int]:
+        """The numbers of the paths, those that list blocks before those that attend to them."""
+        return sorted(range(len(self.paths)), key=lambda number: self.paths[number].visible is not None)
+
+    def packs(self, tokens: int, keys: Sequence[Tensor]) -> set[bool]:
+        """Return, of the paths that read listed blocks, whether the blocks are packed."""
+        both = zip(self.paths, keys, strict=True)
+        return {packs_blocks(p.visible, tokens, k) for p, k in both if p.visible is not None}
+
+    @functools.cached_property
+    def plain(self) -> KernelSequence:
+        """The kernels in order, blocks read in place."""
+        return _sequence(self, packed=False)
+
+    @functools.cached_property
+    def packed(self) -> KernelSequence:
+        """The kernels in order, blocks read from packed copies."""
+        return _sequence(self, packed=True)
+
+    @functools.cached_property
+    def backward(self) -> KernelSequence:
+        """The kernels from the gradient of the output to those of queries, keys, values and gates."""
+        return _backward_sequence(self)
+
+
+@functools.lru_cache(maxsize=256)
+def plan_of(program: str, dtype: str, group: int, dk: int, dv: int, gates: str, few: bool) -> Plan:
+    """Return the kernels of a program (`Program.text`), those for few queries if `few`; gates may be `none`."""
+    rows = json.loads(program)
+    listed = {row["lists"] for row in rows if "lists" in row}
+    paths = tuple(_path(row, dtype, group, dk, dv, few, listed=number in listed) for number, row in enumerate(rows))
+    desc = KernelDesc.of("combine", dtype, paths=len(paths), dv=dv, gates=gates)
+    return Plan(paths=paths, combine=None if gates == "none" else kernel(desc))
+
+
+def _sequence(plan: Plan, *, packed: bool) -> KernelSequence:
+    """Return the kernels of `plan` in order, and what lies between them."""
+    steps, areas = [], []
+    for number in plan.order:
+        path, own = plan.paths[number], {"q": QUERIES, "k": f"keys {number}", "v": f"values {number}"}
+        attend, keys = path.attend, f"keys {number}"
+        if path.visible is not None:
+            areas.append(Area(name=f"list {number}", bytes=4 * path.visible.n, lists=True))
+            own["block_indices"] = f"list {number}"
+            if path.select is not None:
+                steps += _listing(path, number, areas)
+            if packed:
+                assert path.packed is not None
+                attend = path.packed
+                for name, pack in zip("kv", path.packs, strict=True):
+                    areas.append(_packed_area(f"packed {name} {number}", pack.desc, keys))
+                    steps.append(Step.of(pack, keys, x=own[name], packed=areas[-1].name))
+                    own[name] = areas[-1].name
+        own |= {"out": f"output {number}", "lse": f"lse {number}", "indices": f"list {path.lists}"}
+        dv, dtype = attend.desc.size("dv"), attend.desc.dtype
+        areas += [Area(name=own["out"], bytes=dv * element_bytes(dtype)), Area(name=own["lse"], bytes=4)]
+        steps.append(Step.of(attend, keys, **own))
+    assert plan.combine is not None
+    outs = {f"o{number}": f"output {number}" for number in range(len(plan.paths))}
+    steps.append(Step.of(plan.combine, QUERIES, **outs, gates="gates", out="out"))
+    return KernelSequence(steps=tuple(steps), areas=tuple(areas))
+
+
+def _listing(path: PathKernels, number: int, areas: list[Area]) -> list[Step]:
+    """Return the kernels that list the blocks of a path, and add what lies between them to `areas`."""
+    assert path.select is not None and path.visible is not None
+    scored, steps = f"keys {path.scored_by}", []
+    if path.means is not None:
+        of_means = 4 * path.means.desc.size("dim")
+        means = Area(name=f"means {number}", bytes=of_means, keys=scored, block=path.visible.block)
+        areas.append(means)
+        steps.append(Step.of(path.means, scored, x=scored, out=means.name))
+        scored = means.name
+    return [*steps, Step.of(path.select, scored, q=QUERIES, k=scored, indices=f"list {number}")]
+
+
+def _path(row: Mapping[str, Any], dtype: str, group: int, dk: int, dv: int, few: bool, *, listed: bool) -> PathKernels:
+    """Return the path of a row of `Program.text`; `listed` if another path lists its blocks."""
+    if "ranges" in row:
+        desc = stream_desc(RangeSet.from_json(row["ranges"]).text, dtype, group, dk, dv)
+        if "lists" in row:
+            desc = scored_desc(TopK(**row["top_k"]), dtype, group=group, dk=dk, dv=dv, **row["windows"])
+        attend = kernel(desc, few=few)
+        assert isinstance(attend.schedule, CpuSchedule)
+        queries = RowTile.of(group, attend.schedule.query_lanes).queries
+        return PathKernels(attend=attend, queries=queries, lists=row.get("lists"))
+    visible = TopK(**row["top_k"])
+    means = None
+    if visible.score == "mean_key":
+        block = visible.block
+        means = kernel(compress_desc("mean", dtype, kernel=block, stride=block, dim=dk, out="float32"))
+    by_source = [
+        gather_desc(dtype, group, dk, dv, visible.block, visible.n, visible.causal, source)
+        for source in ("plain", "packed")
+    ]
+    plain, packed = (kernel(d) for d in by_source)
+    assert isinstance(packed.schedule, CpuSchedule)
+    return PathKernels(
+        attend=plain,
+        packed=packed,
+        packs=tuple(kernel(d) for d in pack_descs(packed.desc)),
+        queries=RowTile.of(group, packed.schedule.query_lanes).queries,
+        visible=visible,
+        scored_by=row["scored_by"],
+        means=means,
+        select=None if listed else kernel(select_desc(visible, dtype, group=group, dk=dk, **row["windows"]), few=few),
+    )
+
+
+def _backward_sequence(plan: Plan) -> KernelSequence:
+    assert plan.combine is not None
+    desc, numbers = plan.combine.desc, range(len(plan.paths))
+    dk, dtype = plan.paths[0].attend.desc.size("dk"), desc.dtype
+    areas = [Area(name=f"dout {n}", bytes=desc.size("dv") * element_bytes(dtype)) for n in numbers]
+    areas += [Area(name=f"dq {n}", bytes=dk * element_bytes(dtype)) for n in numbers]
+    named = {f"o{n}": f"output {n}" for n in numbers} | {f"d{n}": f"dout {n}" for n in numbers}
+    (by_gates,) = backward_descs(desc)
+    steps = [Step.of(kernel(by_gates), QUERIES, **named, gates="gates", dout="dout", grad_gates="grad gates")]
+    for number, path in enumerate(plan.paths):
+        steps += _path_backward(path, number, areas)
+    parts = {f"o{n}": f"dq {n}" for n in numbers}
+    add_up = kernel(query_sum_desc(dtype, paths=len(plan.paths), dk=dk))
+    steps.append(Step.of(add_up, QUERIES, **parts, gates="ones", out="grad q"))
+    return KernelSequence(steps=tuple(steps), areas=tuple(areas))
+
+
+def _path_backward(path: PathKernels, number: int, areas: list[Area]) -> list[Step]:
+    """Return the kernels of the backward of a path, and add what lies between them to `areas`."""
+    keys, desc = f"keys {number}", attention_of((path.packed or path.attend).desc)
+    by_runs, by_sums = backward_descs(desc)
+    own = {"q": QUERIES, "k": keys, "v": f"values {number}", "out": f"output {number}", "lse": f"lse {number}"}
+    own |= {"dout": f"dout {number}", "dlse": "dlse", "dq": f"dq {number}", "block_indices": f"list {number}"}
+    steps = []
+    if path.visible is not None:
+        for name, pack in backward_pack_descs(desc).items():
+            own[name] = f"{name} {number}"
+            areas.append(_packed_area(own[name], pack, keys))
+            steps.append(Step.of(kernel(pack), keys, x=own[name[0]], packed=own[name]))
+    runs = functools.partial(runs_of, by_runs, reach_of(by_runs) if path.visible is not None else by_runs.streamed)
+    for name, dim in (("parts_k", desc.size("dk")), ("parts_v", desc.size("dv"))):
+        own[name] = f"{name} {number}"
+        areas.append(Area(name=own[name], bytes=4 * padded(dim), keys=keys, runs=runs))
+    steps.append(Step.of(kernel(by_runs), keys, **own))
+    grads = {"grad_k": f"grad {keys}", "grad_v": f"grad values {number}"}
+    scale = SCALE if path.visible is None else LOG_2
+    parts = {name: own[name] for name in ("parts_k", "parts_v")}
+    return [*steps, Step.of(kernel(by_sums), keys, **parts, **grads, scale=scale)]
+
+
+def _packed_area(name: str, pack: KernelDesc, keys: str) -> Area:
+    size = 4 * math.prod(packed_shape(pack))
+    return Area(name=name, bytes=size, keys=keys, block=pack.size("block"), complete=False)
+
+
+def packs_blocks(visible: TopK, tokens: int, keys: Tensor) -> bool:
+    """Return whether the blocks of `keys` are packed once for so many queries."""
+    return pays_to_pack(tokens, visible.n, ceil_div(keys.shape[1], visible.block))

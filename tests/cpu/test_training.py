@@ -1,0 +1,177 @@
+"""A whole program with gradients as one function, where batch rows are small: as near to float64 as the single ops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import DTYPES, draw, drawn, kernels_of
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from nsa_codegen import functional, inference, sequence, training
+from nsa_codegen.errors import InputError, SecondDerivativeError
+from nsa_codegen.spec import NSASpec
+
+SPECS = {
+    "mean keys": NSASpec.seed(num_heads=2, head_dim=16, window_size=9, block_size=8, num_selected_blocks=3),
+    "three heads in a group": NSASpec.paper(
+        num_heads=6, num_kv_heads=2, head_dim=16, value_dim=8, window_size=9, block_size=8, num_selected_blocks=4,
+        compression_kernel=8, compression_stride=4, compression="mean",
+    ),
+}  # fmt: skip
+KERNELS = [d for s in SPECS.values() for dtype in DTYPES for d in kernels_of(s.program(), dtype)]
+NAMES = ("out", "q", "k", "v", "gates")
+
+
+def inputs(spec: NSASpec, batch: int, tokens: int, *, shared: bool, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Return q, k, v, gates, and the gradient of the output."""
+    lead = (batch, tokens)
+    q, dout = (draw(*lead, spec.num_heads, d, seed=d, dtype=dtype) for d in (spec.head_dim, spec.value_dim))
+    k, v = (draw(*lead, spec.num_kv_heads, d, seed=d + 1, dtype=dtype) for d in (spec.head_dim, spec.value_dim))
+    gates = draw(*((3,) if shared else (*lead, spec.num_heads, 3)), seed=7, dtype=dtype).sigmoid()
+    return [q, k, v, gates, dout]
+
+
+def results(spec: NSASpec, given: list[Tensor], *, impl: str = "compiled") -> list[Tensor]:
+    """Return the output and the gradients of q, k, v and gates."""
+    *leaves, dout = (x.clone().requires_grad_() for x in given)
+    out = functional.nsa_attention(*leaves, spec, impl=impl)
+    return [out.detach(), *torch.autograd.grad(out, leaves, dout.detach())]
+
+
+def single_ops(spec: NSASpec, given: list[Tensor]) -> list[Tensor]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "trains_as_one", lambda *_: False)
+        return results(spec, given)
+
+
+@pytest.fixture
+def sequences(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether threads took rows of their own, of each call of all kernels in one."""
+    called = []
+    call = sequence.Sequence.__call__
+
+    def noted(self: sequence.Sequence, *args: Any, by_row: bool, **options: Any) -> None:
+        called.append(by_row)
+        call(self, *args, by_row=by_row, **options)
+
+    monkeypatch.setattr(sequence.Sequence, "__call__", noted)
+    return called
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", SPECS)
+def test_as_near_to_float64_as_the_single_ops(
+    name: str, dtype: torch.dtype, kernels: Path, sequences: list[bool]
+) -> None:
+    spec = SPECS[name]
+
+    @drawn(6)
+    @given(batch=st.integers(2, 4), tokens=st.integers(1, 130), shared=st.booleans())
+    def check(batch: int, tokens: int, shared: bool) -> None:
+        sequences.clear()
+        values = inputs(spec, batch, tokens, shared=shared, dtype=dtype)
+        one, single = results(spec, values), single_ops(spec, values)
+        assert len(sequences) == 2  # forward and backward
+        exact = results(spec, [x.double() for x in values], impl="reference")
+        assert torch.equal(one[0], single[0])
+        for what, a, b, e in zip(NAMES, one, single, exact, strict=True):
+            error, other = ((x.double() - e).abs().max().item() for x in (a, b))
+            floor = 2 * torch.finfo(dtype).eps * e.abs().max().item()
+            assert error <= 1.5 * other + floor, (what, error, other)
+
+    check()
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_bits_do_not_depend_on_threads(name: str, kernels: Path, sequences: list[bool]) -> None:
+    """Threads that share rows or tasks, many or one: the same sums in the same order."""
+    before, spec = torch.get_num_threads(), SPECS[name]
+    values = inputs(spec, 3, 100, shared=False)
+    try:
+        found = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(results(spec, values))
+        assert sorted(sequences) == [False] * 2 + [True] * 4
+        assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_is_not_asked_for_has_no_gradient(kernels: Path, sequences: list[bool]) -> None:
+    spec = SPECS["mean keys"]
+    values = inputs(spec, 2, 40, shared=True)
+    whole = results(spec, values)
+    for asked in range(4):
+        leaves = [x.clone().requires_grad_(i == asked) for i, x in enumerate(values[:4])]
+        out = functional.nsa_attention(*leaves, spec, impl="compiled")
+        out.backward(values[4])
+        assert [x.grad is not None for x in leaves] == [i == asked for i in range(4)]
+        assert torch.equal(leaves[asked].grad, whole[1 + asked])
+    assert len(sequences) == 2 * 5
+
+
+def test_tensors_that_are_not_contiguous(kernels: Path, sequences: list[bool]) -> None:
+    spec = SPECS["three heads in a group"]
+    values = inputs(spec, 2, 60, shared=False)
+    turned = [x.transpose(0, -1).contiguous().transpose(0, -1) for x in values]
+    assert not any(x.is_contiguous() for x in turned)
+    *leaves, dout = turned
+    leaves = [x.detach().requires_grad_() for x in leaves]
+    out = functional.nsa_attention(*leaves, spec, impl="compiled")
+    got = [out.detach(), *torch.autograd.grad(out, leaves, dout)]
+    assert len(sequences) == 2
+    assert all(torch.equal(a, b) for a, b in zip(got, results(spec, values), strict=True))
+
+
+def test_long_rows_and_single_ones_take_the_single_ops(
+    kernels: Path, sequences: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = SPECS["mean keys"]
+    results(spec, inputs(spec, 1, 50, shared=True))
+    monkeypatch.setattr(inference, "RUN_ELEMENTS", 49 * 2 * 16)
+    results(spec, inputs(spec, 4, 50, shared=True))
+    assert not sequences
+    results(spec, inputs(spec, 4, 49, shared=True))
+    assert len(sequences) == 2
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_opcheck(shared: bool, kernels: Path) -> None:
+    spec = SPECS["three heads in a group"]
+    program, ops = spec.program(), torch.ops.nsa_codegen
+    q, k, v, gates, dout = inputs(spec, 2, 40, shared=shared)
+    kv = [functional.compress(x, kernel=8, stride=4, impl="compiled") for x in (k, v)]
+    pairs = [kv[0], k, k], [kv[1], v, v]
+    options = (program.text, 0, 0.25)
+    _, *saved = ops.attention_saving(q, *pairs, gates, *options)
+    torch.library.opcheck(ops.attention_saving.default, (q, *pairs, gates, *options))
+    torch.library.opcheck(ops.attention_backward.default, (q, *pairs, gates, *saved, dout, *options))
+
+
+def test_second_derivatives_are_refused(kernels: Path) -> None:
+    spec = SPECS["mean keys"]
+    *leaves, dout = (x.requires_grad_() for x in inputs(spec, 2, 30, shared=True))
+    out = functional.nsa_attention(*leaves, spec, impl="compiled")
+    (grad,) = torch.autograd.grad(out, leaves[0], dout.detach(), create_graph=True)
+    with pytest.raises(SecondDerivativeError, match="first derivatives only"):
+        grad.sum().backward()
+
+
+def test_bad_tensors_get_the_errors_of_the_single_ops(kernels: Path) -> None:
+    spec = SPECS["mean keys"]
+    q, k, v, gates, _ = inputs(spec, 2, 30, shared=True)
+    q.requires_grad_()
+    for bad, named in (
+        ((q, k[:, :, :1], v, gates), "key/value heads differ"),
+        ((q, k, v, gates[:2]), "gates"),
+        ((q, k, v.double(), gates), "float64"),
+        ((q[0], k, v, gates), "q"),
+    ):
+        with pytest.raises(InputError, match=named):
+            functional.nsa_attention(*bad, spec, impl="compiled")
