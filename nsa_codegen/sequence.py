@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .dispatch import Kernel
-from .errors import KernelFailedError
+from .dispatch import MAX_TASKS, Kernel
+from .errors import InputError, KernelFailedError
 from .ops import OPS
 from .ops.base import Call, ExtentOf
 from .runs import Runs
@@ -83,7 +83,7 @@ class Sequence:
         """Run the kernels on contiguous tensors, some of which they write; those of one dimension are for all rows.
 
         Areas that `tensors` names are these, the others are memory of this call. Threads share the tasks of each
-        kernel, or with `by_row` the batch rows. Raises `KernelFailedError`.
+        kernel, or with `by_row` the batch rows. Raises `InputError` for too many tasks, and `KernelFailedError`.
         """
         q, workers = tensors[QUERIES], torch.get_num_threads()
         (batch, tokens, heads, _), kv_heads = q.shape, tensors["keys 0"].shape[2]
@@ -114,6 +114,8 @@ class Sequence:
             else:
                 size += _lines(lead * tokens * (kv_heads if area.lists else heads) * area.bytes)
         extents = [step.extent(call_of(step.keys)) for step in self.steps]
+        if (most := max([extent.tasks for extent in extents])) > MAX_TASKS:
+            raise InputError(f"attention: {most} tasks are more than the {MAX_TASKS} of one call; split the batch")
         needed = sum([_lines(4 * n) for extent in extents for n in extent.scratch.values()])
         memory = torch.empty(copies * size + needed, dtype=torch.uint8)
         base = memory.data_ptr()
