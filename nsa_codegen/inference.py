@@ -142,15 +142,15 @@ def named(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], gates: Te
 
 
 def rows_are_small(q: Tensor, dv: int) -> bool:
-    """Return whether there are several batch rows, and none is longer than a run."""
-    batch, tokens, heads, dk = q.shape
-    return batch > 1 and tokens * heads * max(dk, dv) <= RUN_ELEMENTS
+    """Return whether no batch row is longer than a run."""
+    _, tokens, heads, dk = q.shape
+    return tokens * heads * max(dk, dv) <= RUN_ELEMENTS
 
 
 def rows_are_shared(q: Tensor, dv: int) -> bool:
     """Return whether each thread takes batch rows of its own: small ones, of which each gets about as many."""
     batch, threads = q.shape[0], torch.get_num_threads()
-    return rows_are_small(q, dv) and (batch % threads == 0 or batch >= MANY_ROWS * threads)
+    return batch > 1 and rows_are_small(q, dv) and (batch % threads == 0 or batch >= MANY_ROWS * threads)
 
 
 def _run_shape(plan: Plan, q: Tensor, dv: int) -> tuple[int, int]:

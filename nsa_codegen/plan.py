@@ -29,7 +29,7 @@ from .ops.pack_blocks import packed_shape
 from .ops.stream_attention import runs_of
 from .runs import reach_of
 from .schedule import CpuSchedule
-from .sequence import LOG_2, QUERIES, SCALE, Area, Step
+from .sequence import QUERIES, SCALE, SUMS, Area, Step
 from .sequence import Sequence as KernelSequence
 from .tiling import RowTile, ceil_div, padded
 
@@ -171,6 +171,7 @@ def _path(row: Mapping[str, Any], dtype: str, group: int, dk: int, dv: int, few:
 
 
 def _backward_sequence(plan: Plan) -> KernelSequence:
+    """Return the kernels from `dout` to `grad q`, `grad keys N` and `grad values N` by path, and `grad gates`."""
     assert plan.combine is not None
     desc, numbers = plan.combine.desc, range(len(plan.paths))
     dk, dtype = plan.paths[0].attend.desc.size("dk"), desc.dtype
@@ -205,7 +206,7 @@ def _path_backward(path: PathKernels, number: int, areas: list[Area]) -> list[St
         areas.append(Area(name=own[name], bytes=4 * padded(dim), keys=keys, runs=runs))
     steps.append(Step.of(kernel(by_runs), keys, **own))
     grads = {"grad_k": f"grad {keys}", "grad_v": f"grad values {number}"}
-    scale = SCALE if path.visible is None else LOG_2
+    scale = SCALE if path.visible is None else SUMS
     parts = {name: own[name] for name in ("parts_k", "parts_v")}
     return [*steps, Step.of(kernel(by_sums), keys, **parts, **grads, scale=scale)]
 

@@ -21,12 +21,12 @@ from .dispatch import MAX_TASKS, Kernel
 from .errors import InputError, KernelFailedError
 from .ops import OPS
 from .ops.base import Call, ExtentOf
+from .ops.gather_attention import SUMS_SCALE
 from .runs import Runs
 from .tiling import ceil_div
 
 CACHE_LINE = 64  # bytes
-QUERIES, SCALE, LOG_2 = "q", "scale", "log 2"
-LOG_2_VALUE = 0.6931471805599453
+QUERIES, SCALE, SUMS = "q", "scale", "scale of sums"
 Moving = tuple[int, int, int]  # eight bytes of an argument, and what they grow by from row to row, and by worker
 
 
@@ -88,7 +88,7 @@ class Sequence:
         q, workers = tensors[QUERIES], torch.get_num_threads()
         (batch, tokens, heads, _), kv_heads = q.shape, tensors["keys 0"].shape[2]
         rows, lead, copies = (batch, 1, workers) if by_row else (1, batch, 1)
-        at: dict[str, Moving] = {SCALE: (_bits(scale), 0, 0), LOG_2: (_bits(LOG_2_VALUE), 0, 0)}
+        at: dict[str, Moving] = {SCALE: (_bits(scale), 0, 0), SUMS: (_bits(SUMS_SCALE), 0, 0)}
         counts = {}
         for name, x in tensors.items():
             whole = x.dim() == 1

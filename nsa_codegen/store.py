@@ -104,11 +104,14 @@ class KernelStore:
         good. Under `NSA_CODEGEN_NO_BUILD=1` that raises `CorruptArtifactError`.
         """
         folder = self.root / key.folder
+        number = _number(folder)
         try:
             entry = _read_twice(folder)
             if entry is not None and entry.key != key:
                 raise CorruptArtifactError(f"it holds the key {entry.key.digest}, not {key.digest}")
         except CorruptArtifactError as error:
+            if _number(folder) != number:  # another process has set it aside meanwhile, and may have made a good one
+                return self.lookup(key)
             self._set_aside(folder, str(error))
             return None
         if entry is None or entry.library is None:
@@ -303,6 +306,14 @@ def source_name(arch: str) -> str:
 def file_sha256(path: Path) -> str:
     """Return the hex sha256 of a file's contents."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _number(folder: Path) -> int | None:
+    """Return what tells a folder from one that takes its place; None if there is none."""
+    try:
+        return folder.stat().st_ino
+    except OSError:
+        return None
 
 
 def _read_twice(folder: Path) -> Entry | None:

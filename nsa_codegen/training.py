@@ -27,7 +27,7 @@ _ops = torch.ops.nsa_codegen
 def trains_as_one(
     program: Program, q: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], gates: Tensor | None, impl: str
 ) -> bool:
-    """Return whether `attention_with_gradients` may compute `program`; the same for any number of threads."""
+    """Return whether `attention_with_gradients` may compute `program`: by the row alone, for any batch and threads."""
     if q.device.type != "cpu" or q.dim() != 4 or program.combine == "none" or torch.compiler.is_compiling():
         return False
     if not serves(program) or emulated_target() is not None or not torch.is_grad_enabled():

@@ -71,7 +71,7 @@ def test_as_near_to_float64_as_the_single_ops(
     spec = SPECS[name]
 
     @drawn(6)
-    @given(batch=st.integers(2, 4), tokens=st.integers(1, 130), shared=st.booleans())
+    @given(batch=st.integers(1, 4), tokens=st.integers(1, 130), shared=st.booleans())
     def check(batch: int, tokens: int, shared: bool) -> None:
         sequences.clear()
         values = inputs(spec, batch, tokens, shared=shared, dtype=dtype)
@@ -129,11 +129,8 @@ def test_tensors_that_are_not_contiguous(kernels: Path, sequences: list[bool]) -
     assert all(torch.equal(a, b) for a, b in zip(got, results(spec, values), strict=True))
 
 
-def test_long_rows_and_single_ones_take_the_single_ops(
-    kernels: Path, sequences: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_long_rows_take_the_single_ops(kernels: Path, sequences: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
     spec = SPECS["mean keys"]
-    results(spec, inputs(spec, 1, 50, shared=True))
     monkeypatch.setattr(inference, "RUN_ELEMENTS", 49 * 2 * 16)
     results(spec, inputs(spec, 4, 50, shared=True))
     assert not sequences

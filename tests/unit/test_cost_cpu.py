@@ -12,7 +12,7 @@ from nsa_codegen.desc import KernelDesc
 from nsa_codegen.index_sets import RangeSet, causal, complete, everything, window
 from nsa_codegen.needed import backward_descs, needed_descs
 from nsa_codegen.ops import OPS, Sizes
-from nsa_codegen.ops.stream_attention import run_parts, run_sums, runs_of
+from nsa_codegen.ops.stream_attention import backward_call, run_parts, run_sums_extent, runs_of
 from nsa_codegen.schedule import CpuSchedule, ScheduleSpace
 from nsa_codegen.spec import NSASpec
 from nsa_codegen.target import CPU_TARGETS
@@ -100,12 +100,13 @@ def check_runs_and_sums(
     group, dk, dv = by_runs.size("group"), by_runs.size("dk"), by_runs.size("dv")
     q = torch.empty(sizes.batch, sizes.tokens, sizes.kv_heads * group, dk)
     k, v = (torch.empty(sizes.batch, sizes.keys, sizes.kv_heads, dim) for dim in (dk, dv))
-    runs = runs_of(visible, q=q, k=k, v=v, q_start=0)
-    parts = run_parts(runs, k=k, v=v)
+    call = backward_call(1, q, k, 0)
+    runs, launched = runs_of(by_runs, visible, call), run_sums_extent(sums, visible)(call)
+    parts = run_parts(launched, k=k, v=v)
     found, added = loop(by_runs, schedule, sizes), loop(sums, schedule, sizes)
     assert found.tasks == sizes.batch * sizes.kv_heads * runs.count and 1 <= found.longest <= runs.count
-    launch = run_sums(runs, q=q, k=k, v=v, parts_k=parts[0], parts_v=parts[1], q_start=0, scale=1.0)
-    assert added.tasks == launch.tasks and not added.products
+    assert found.tasks == OPS[by_runs.op].extent(by_runs, schedule)(call).tasks
+    assert added.tasks == launched.tasks and not added.products
     kept = sum(x.numel() for x in parts)
     moved = added.passes["added"] - k.numel() - v.numel()
     assert 0 < moved <= kept and added.unique == 4 * (moved + k.numel() + v.numel())
