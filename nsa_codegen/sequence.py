@@ -2,7 +2,7 @@
 
 Laying out arguments by kernel takes longer than kernels of few queries do. And where a batch row fits in the second
 cache, each thread takes rows of its own through all kernels: what one leaves, the next finds there, and no thread
-waits for another. All working memory of a call is one piece; what the kernels are given is what `OpDef.prepare` lays
+waits for another. Working memory is one piece if it is small. What the kernels are given is what `OpDef.prepare` lays
 out for each: both take it from `OpDef.extent`.
 """
 
@@ -26,6 +26,7 @@ from .runs import Runs
 from .tiling import ceil_div
 
 CACHE_LINE = 64  # bytes
+ONE_PIECE = 1 << 24  # bytes of memory that is taken at once; the C library gives larger pieces back after each call
 QUERIES, SCALE, SUMS = "q", "scale", "scale of sums"
 Moving = tuple[int, int, int]  # eight bytes of an argument, and what they grow by from row to row, and by worker
 
@@ -99,39 +100,45 @@ class Sequence:
             of_heads = heads if keys == QUERIES else kv_heads
             return Call(workers, lead, tokens, counts[keys], of_heads, q_start, batch, heads // kv_heads)
 
-        places, size = {}, 0
+        sizes: dict[str, int] = {}
         for area in self.areas:
             if area.name in at:
                 continue
-            places[area.name] = size
             if area.runs is not None:
                 runs = area.runs(call_of(area.keys))
-                size += _lines(lead * kv_heads * runs.count * runs.reach * area.bytes)
+                many = kv_heads * runs.count * runs.reach
             elif area.block:
                 count = counts[area.keys]
                 counts[area.name] = count // area.block if area.complete else ceil_div(count, area.block)
-                size += _lines(lead * kv_heads * counts[area.name] * area.bytes)
+                many = kv_heads * counts[area.name]
             else:
-                size += _lines(lead * tokens * (kv_heads if area.lists else heads) * area.bytes)
+                many = tokens * (kv_heads if area.lists else heads)
+            sizes[area.name] = _lines(lead * many * area.bytes)
         extents = [step.extent(call_of(step.keys)) for step in self.steps]
         if (most := max([extent.tasks for extent in extents])) > MAX_TASKS:
             raise InputError(f"attention: {most} tasks are more than the {MAX_TASKS} of one call; split the batch")
-        needed = sum([_lines(4 * n) for extent in extents for n in extent.scratch.values()])
-        memory = torch.empty(copies * size + needed, dtype=torch.uint8)
-        base = memory.data_ptr()
-        free = base + copies * size
-        for name, place in places.items():
-            at[name] = (base + place, 0, size)
+        scratch = sum([_lines(4 * n) for extent in extents for n in extent.scratch.values()])
+        needed = copies * sum(sizes.values()) + scratch
+        apart = needed > ONE_PIECE
+        held = [torch.empty(0 if apart else needed, dtype=torch.uint8)]
+        free = held[0].data_ptr()
+        for name, size in sizes.items():
+            if apart:
+                free = _another(held, copies * size)
+            at[name] = (free, 0, size)
+            free += copies * size
         call: list[int] = []
         for step, extent in zip(self.steps, extents, strict=True):
             own = extent.sizes
             for name, elements in extent.scratch.items():
+                if apart:
+                    free = _another(held, 4 * elements)
                 own[name] = free
                 free += _lines(4 * elements)
             call += (step.kernel.artifact.address, extent.tasks, len(step.slots))
             for shared, name in step.slots:
                 call += at[name] if shared else (own[name], 0, 0)
-        self._run(call, rows, workers)
+        self._run(call, rows, workers)  # `held` is the kernels' memory until they end
 
     def _run(self, call: list[int], rows: int, workers: int) -> None:
         numbers = array.array("q", call)
@@ -147,6 +154,12 @@ def _bits(x: float) -> int:
     """Return a float32 as an integer of the same bits."""
     bits: int = struct.unpack("<I", struct.pack("<f", x))[0]
     return bits
+
+
+def _another(held: list[Tensor], size: int) -> int:
+    """Return the address of `size` bytes more, and add them to what is held."""
+    held.append(torch.empty(size, dtype=torch.uint8))
+    return held[-1].data_ptr()
 
 
 def _lines(size: int) -> int:
