@@ -33,13 +33,18 @@ def serves(program: Program) -> bool:
     return not any(p.pool_queries for p in program.paths)
 
 
+def serves_here(program: Program, q: Tensor) -> bool:
+    """Return whether `program` may be one op for queries like these, on kernels of the CPU."""
+    if q.device.type != "cpu" or torch.compiler.is_compiling():  # a graph holds the single ops, and fuses around them
+        return False
+    return serves(program) and emulated_target() is None
+
+
 def runs_as_one(
     program: Program, q: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], gates: Tensor | None, impl: str
 ) -> bool:
     """Return whether one op may do all of `program`: on the CPU's kernels, and with nothing to be differentiated."""
-    if q.device.type != "cpu" or torch.compiler.is_compiling():  # a graph holds the single ops, and fuses around them
-        return False
-    if not serves(program) or emulated_target() is not None:
+    if not serves_here(program, q):
         return False
     if torch.is_grad_enabled():
         if q.requires_grad or (gates is not None and gates.requires_grad):
@@ -101,18 +106,16 @@ def _attention(
     q: Tensor, keys: list[Tensor], values: list[Tensor], gates: Tensor | None, program: str, q_start: int, scale: float
 ) -> Tensor:
     q, keys, values = q.contiguous(), [k.contiguous() for k in keys], [v.contiguous() for v in values]
-    batch, tokens, heads, dk = q.shape
+    batch, tokens, heads, _ = q.shape
     dv = values[0].shape[3]
-    words = "none" if gates is None else "scalar" if gates.dim() == 1 else "sigmoid"
-    group = heads // keys[0].shape[2]
-    few = tokens <= few_queries(group)
-    plan = plan_of(program, dtype_name(q), group, dk, dv, words, few)
+    plan = plan_for(program, q, keys, values, gates)
     out = q.new_empty((batch, tokens, heads, dv))
     if gates is not None and plan.combine is not None and out.numel():
         by_row, packs = rows_are_shared(q, dv), plan.packs(tokens, keys)
+        few = tokens <= few_queries(heads // keys[0].shape[2])
         if (by_row and len(packs) <= 1) or (few and packs == {False} and out.numel() <= RUN_ELEMENTS):
-            kernels, given = plan.packed if True in packs else plan.plain, named(q, keys, values, gates)
-            kernels({**given, "out": out}, q_start=q_start, scale=scale, by_row=by_row)
+            given = {**named(q, keys, values, gates), "out": out}
+            plan.forward(tokens, keys)(given, q_start=q_start, scale=scale, by_row=by_row)
             return out
     scope = _Scope(q=q, keys=keys, values=values, q_start=q_start, scale=scale)
     if gates is None or plan.combine is None:
@@ -129,9 +132,17 @@ def _attention(
         for number in plan.order:
             _attend(plan, number, scope, chosen, lead, part.start, into[number], lists)
         outs = [o for o, _ in into]
-        of_run = gates if words == "scalar" else _rows(gates, lead, part)
+        of_run = gates if gates.dim() == 1 else _rows(gates, lead, part)
         launch(plan.combine, outs=outs, gates=of_run, into=_rows(out, lead, part))
     return out
+
+
+def plan_for(program: str, q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], gates: Tensor | None) -> Plan:
+    """Return the kernels of a program (`Program.text`) over these tensors."""
+    words = "none" if gates is None else "scalar" if gates.dim() == 1 else "sigmoid"
+    group = q.shape[2] // keys[0].shape[2]
+    few = q.shape[1] <= few_queries(group)
+    return plan_of(program, dtype_name(q), group, q.shape[3], values[0].shape[3], words, few)
 
 
 def named(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], gates: Tensor) -> dict[str, Tensor]:

@@ -70,6 +70,10 @@ class Plan:
         both = zip(self.paths, keys, strict=True)
         return {packs_blocks(p.visible, tokens, k) for p, k in both if p.visible is not None}
 
+    def forward(self, tokens: int, keys: Sequence[Tensor]) -> KernelSequence:
+        """Return the kernels in order; blocks are packed where that pays for one of the paths."""
+        return self.packed if True in self.packs(tokens, keys) else self.plain
+
     @functools.cached_property
     def plain(self) -> KernelSequence:
         """The kernels in order, blocks read in place."""

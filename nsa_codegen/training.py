@@ -15,10 +15,9 @@ from torch import Tensor
 
 from .autograd import refuse_second_derivatives
 from .checks import use_compiled
-from .device import emulated_target
-from .dispatch import define_op, dtype_name, fake_op, few_queries
-from .inference import checked, named, rows_are_shared, rows_are_small, serves
-from .plan import Plan, plan_of
+from .dispatch import define_op, fake_op
+from .inference import checked, named, plan_for, rows_are_shared, rows_are_small, serves_here
+from .plan import Plan
 from .program import Program
 
 _ops = torch.ops.nsa_codegen
@@ -28,9 +27,7 @@ def trains_as_one(
     program: Program, q: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], gates: Tensor | None, impl: str
 ) -> bool:
     """Return whether `attention_with_gradients` may compute `program`: by the row alone, for any batch and threads."""
-    if q.device.type != "cpu" or q.dim() != 4 or program.combine == "none" or torch.compiler.is_compiling():
-        return False
-    if not serves(program) or emulated_target() is not None or not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or program.combine == "none" or q.dim() != 4 or not serves_here(program, q):
         return False
     values = [v for _, v in pairs]
     if any(v.dim() != 4 for v in values) or not q.numel() or not rows_are_small(q, values[0].shape[3]):
@@ -94,8 +91,7 @@ def _attention_saving(
     plan, listing = _plan(program, q, keys, values, gates)
     out, outs, lses, lists = _saved(q, keys, values, list(listing.values()))
     given = {**named(q, keys, values, gates), "out": out, **_saved_names(outs, lses, lists, listing)}
-    kernels = plan.packed if True in plan.packs(q.shape[1], keys) else plan.plain
-    kernels(given, q_start=q_start, scale=scale, by_row=rows_are_shared(q, out.shape[3]))
+    plan.forward(q.shape[1], keys)(given, q_start=q_start, scale=scale, by_row=rows_are_shared(q, out.shape[3]))
     return out, outs, lses, lists
 
 
@@ -119,10 +115,8 @@ def _attention_backward(
 ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
     q, keys, values, gates = q.contiguous(), _contiguous(keys), _contiguous(values), gates.contiguous()
     plan, listing = _plan(program, q, keys, values, gates)
-    grad_q, grad_keys, grad_values = (
-        torch.empty_like(q),
-        *([torch.empty_like(x) for x in part] for part in (keys, values)),
-    )
+    grad_q = torch.empty_like(q)
+    grad_keys, grad_values = ([torch.empty_like(x) for x in part] for part in (keys, values))
     by_row = torch.empty((*q.shape[:3], len(keys)), dtype=torch.float32)
     given = {**named(q, keys, values, gates), **_saved_names(outs, lses, lists, listing), "dout": dout.contiguous()}
     given |= {"grad q": grad_q, "grad gates": by_row, "ones": torch.ones(len(keys))}
@@ -154,9 +148,7 @@ def _plan(
     program: str, q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], gates: Tensor
 ) -> tuple[Plan, dict[int, int]]:
     """Return the kernels, and by the numbers of the paths that attend to listed blocks how many a list has."""
-    group, words = q.shape[2] // keys[0].shape[2], "scalar" if gates.dim() == 1 else "sigmoid"
-    few = q.shape[1] <= few_queries(group)
-    plan = plan_of(program, dtype_name(q), group, q.shape[3], values[0].shape[3], words, few)
+    plan = plan_for(program, q, keys, values, gates)
     return plan, {n: path.visible.n for n, path in enumerate(plan.paths) if path.visible is not None}
 
 

@@ -74,6 +74,18 @@ class Call(NamedTuple):
     rows: int
     group: int = 1
 
+    @classmethod
+    def over(cls, workers: int, q: Tensor, k: Tensor, q_start: int) -> Call:
+        """Return the sizes of a call over these queries and keys."""
+        (batch, tokens, heads, _), (keys, kv_heads) = q.shape, k.shape[1:3]
+        return cls(workers, batch, tokens, keys, kv_heads, q_start, batch, heads // kv_heads)
+
+    @property
+    def entry(self) -> dict[str, int]:
+        """What the entry of an attention or a selection is given of these sizes."""
+        _, batch, tokens, keys, kv_heads, q_start, *_ = self
+        return {"batch": batch, "tokens": tokens, "keys": keys, "kv_heads": kv_heads, "q_start": q_start}
+
 
 ExtentOf = Callable[[Call], Extent]
 

@@ -19,12 +19,10 @@ from .pack_blocks import run_reference as pack
 from .stream_attention import (
     attention_launch,
     attention_outputs,
-    backward_call,
-    run_parts,
+    run_queries,
     run_sums,
     run_sums_extent,
     runs_of,
-    sizes_of,
     sizes_of_runs,
 )
 
@@ -79,9 +77,8 @@ def prepare(
     `into` are the out and lse to be written, new ones by default. A desc whose source is packed and that gets no
     `packed` packs by the eager definition, for tests.
     """
-    (batch, tokens), (keys, kv_heads) = q.shape[:2], k.shape[1:3]
     out, lse = into or attention_outputs(q, v)
-    found = extent(desc, schedule)(Call(workers, batch, tokens, keys, kv_heads, q_start, batch))
+    found = extent(desc, schedule)(Call.over(workers, q, k, q_start))
     if desc.word("source") == "packed":
         if packed is None:
             by_keys, by_values = pack_descs(desc)
@@ -104,7 +101,7 @@ def extent(desc: KernelDesc, schedule: CpuSchedule) -> ExtentOf:
 
     def of(call: Call) -> Extent:
         workers, blocks = call.workers, ceil_div(call.keys, block)
-        sizes = {**sizes_of(call), "length": call.keys, "blocks": blocks, "workers": workers}
+        sizes = {**call.entry, "length": call.keys, "blocks": blocks, "workers": workers}
         scratch = {"kept": (2 if backward else 1) * workers * kept, "marks": 2 * workers * blocks}
         tasks = ceil_div(call.tokens, tile.queries)
         if backward:
@@ -205,12 +202,10 @@ def prepare_backward(
     `runs` gives dq, and what each run of queries adds to dk and dv, from packed blocks, lists, out, lse, dout and dlse;
     `sums` gives dk and dv from those, and from the shapes of q, k and v.
     """
-    found = extent(desc, schedule)(backward_call(workers, q, k, q_start))
+    found = extent(desc, schedule)(Call.over(workers, q, k, q_start))
     if desc.word("part") == "sums":
         return run_sums(found, k=k, v=v, scale=SUMS_SCALE, **rest)
-    outputs = (torch.empty_like(q), *run_parts(found, k=k, v=v))
-    named = dict(zip(("dq", "parts_k", "parts_v"), outputs, strict=True))
-    return found.launch({"q": q, "scale": scale, **rest, **named}, outputs)
+    return run_queries(found, {"q": q, "scale": scale, **rest}, q=q, k=k, v=v)
 
 
 def prepare_gpu(

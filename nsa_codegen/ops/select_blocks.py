@@ -60,9 +60,8 @@ def prepare(
     desc: KernelDesc, schedule: CpuSchedule, workers: int, *, q: Tensor, k: Tensor, q_start: int, scale: float
 ) -> Launch:
     """Return the launch."""
-    (batch, tokens), (keys, kv_heads) = q.shape[:2], k.shape[1:3]
-    indices = torch.empty((batch, tokens, kv_heads, desc.size("n")), dtype=torch.int32)
-    found = extent(desc, schedule)(Call(workers, batch, tokens, keys, kv_heads, q_start, batch))
+    indices = torch.empty((*q.shape[:2], k.shape[2], desc.size("n")), dtype=torch.int32)
+    found = extent(desc, schedule)(Call.over(workers, q, k, q_start))
     return found.launch({"q": q, "k": k, "indices": indices, "scale": scale}, (indices,))
 
 
@@ -77,8 +76,7 @@ def extent(desc: KernelDesc, schedule: CpuSchedule) -> ExtentOf:
     def of(call: Call) -> Extent:
         workers, batch, tokens, keys, kv_heads, q_start, *_ = call
         blocks = ceil_div(q_start + tokens, block)
-        sizes = {"batch": batch, "tokens": tokens, "keys": keys, "kv_heads": kv_heads, "q_start": q_start}
-        sizes["blocks"] = blocks
+        sizes = {**call.entry, "blocks": blocks}
         scratch = {"scores": workers * queries * blocks}
         if not by_means:
             steps = max(1, ceil_div(keys, scored.tokens))

@@ -48,9 +48,8 @@ def prepare(
     into: tuple[Tensor, Tensor] | None = None,
 ) -> Launch:
     """Return the launch; `into` are the out and lse to be written, new ones by default."""
-    (batch, tokens), (keys, kv_heads) = q.shape[:2], k.shape[1:3]
     out, lse = into or attention_outputs(q, v)
-    found = extent(desc, schedule)(Call(workers, batch, tokens, keys, kv_heads, q_start, batch))
+    found = extent(desc, schedule)(Call.over(workers, q, k, q_start))
     return found.launch({"q": q, "k": k, "v": v, "out": out, "lse": lse, "scale": scale}, (out, lse))
 
 
@@ -65,15 +64,9 @@ def extent(desc: KernelDesc, schedule: CpuSchedule) -> ExtentOf:
 
     def of(call: Call) -> Extent:
         tasks = call.batch * call.heads * ceil_div(call.tokens, tile.queries) * tile.chunks
-        return Extent(tasks, sizes_of(call), {})
+        return Extent(tasks, call.entry, {})
 
     return of
-
-
-def sizes_of(call: Call) -> dict[str, int]:
-    """Return what the entry of an attention is given of the sizes of a call."""
-    _, batch, tokens, keys, kv_heads, q_start, *_ = call
-    return {"batch": batch, "tokens": tokens, "keys": keys, "kv_heads": kv_heads, "q_start": q_start}
 
 
 def _runs_extent(desc: KernelDesc, schedule: CpuSchedule) -> ExtentOf:
@@ -84,7 +77,7 @@ def _runs_extent(desc: KernelDesc, schedule: CpuSchedule) -> ExtentOf:
         passed = keys_passed(
             visible, tokens=call.tokens, keys=call.keys, q_start=call.q_start, queries=tile.queries, run=runs.queries
         )
-        sizes = {**sizes_of(call), **sizes_of_runs(runs), "passed": passed, "workers": call.workers}
+        sizes = {**call.entry, **sizes_of_runs(runs), "passed": passed, "workers": call.workers}
         scratch = {"kept": 2 * call.workers * passed * tile.lanes}
         return Extent(call.batch * call.heads * runs.count, sizes, scratch)
 
@@ -116,18 +109,16 @@ def prepare_backward(
     `runs` gives dq, and what each run of queries adds to dk and dv, from q, k, v, out, lse, dout and dlse; `sums` gives
     dk and dv from those, and from the shapes of q, k and v.
     """
-    found = extent(desc, schedule)(backward_call(workers, q, k, q_start))
+    found = extent(desc, schedule)(Call.over(workers, q, k, q_start))
     if desc.word("part") == "sums":
         return run_sums(found, k=k, v=v, **rest)
+    return run_queries(found, {"q": q, "k": k, "v": v, **rest}, q=q, k=k, v=v)
+
+
+def run_queries(found: Extent, values: Values, *, q: Tensor, k: Tensor, v: Tensor) -> Launch:
+    """Return the launch of runs of queries, to dq and what each run adds to dk and dv."""
     outputs = (torch.empty_like(q), *run_parts(found, k=k, v=v))
-    named = dict(zip(("dq", "parts_k", "parts_v"), outputs, strict=True))
-    return found.launch({"q": q, "k": k, "v": v, **rest, **named}, outputs)
-
-
-def backward_call(workers: int, q: Tensor, k: Tensor, q_start: int) -> Call:
-    """Return the sizes of the backward of an attention over these tensors."""
-    (batch, tokens, heads, _), (keys, kv_heads) = q.shape, k.shape[1:3]
-    return Call(workers, batch, tokens, keys, kv_heads, q_start, batch, heads // kv_heads)
+    return found.launch({**values, **dict(zip(("dq", "parts_k", "parts_v"), outputs, strict=True))}, outputs)
 
 
 def runs_of(desc: KernelDesc, visible: RangeSet, call: Call) -> Runs:
@@ -145,7 +136,7 @@ def run_sums_extent(desc: KernelDesc, visible: RangeSet) -> ExtentOf:
     """Return the extent by sizes of what adds up runs: one task per `KEYS_PER_TASK` keys, their head and batch row."""
 
     def of(call: Call) -> Extent:
-        sizes = {**sizes_of(call), **sizes_of_runs(runs_of(desc, visible, call))}
+        sizes = {**call.entry, **sizes_of_runs(runs_of(desc, visible, call))}
         return Extent(call.batch * call.heads * ceil_div(call.keys, KEYS_PER_TASK), sizes, {})
 
     return of

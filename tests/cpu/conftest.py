@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,3 +53,19 @@ def one_thread_and_the_cache(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> 
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def sequences(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, bool]]:
+    """The batch rows, queries, and whether threads took rows of their own, of each call of all kernels in one."""
+    from nsa_codegen import sequence
+
+    called = []
+    call = sequence.Sequence.__call__
+
+    def noted(self: sequence.Sequence, tensors: dict[str, Any], *, by_row: bool, **options: Any) -> None:
+        called.append((*tensors["q"].shape[:2], by_row))
+        call(self, tensors, by_row=by_row, **options)
+
+    monkeypatch.setattr(sequence.Sequence, "__call__", noted)
+    return called

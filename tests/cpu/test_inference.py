@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nsa_codegen import functional, inference, sequence, training
+from nsa_codegen import functional, inference, training
 from nsa_codegen.errors import InputError
 from nsa_codegen.program import Phi, Program
 from nsa_codegen.spec import NSASpec
@@ -84,20 +84,6 @@ def test_equal_to_the_single_ops(name: str, kernels: Path) -> None:
         assert torch.equal(one, single)
 
     check()
-
-
-@pytest.fixture
-def sequences(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, bool]]:
-    """The batch rows, queries, and whether threads took rows of their own, of each call of all kernels in one."""
-    called = []
-    call = sequence.Sequence.__call__
-
-    def noted(self: sequence.Sequence, tensors: dict[str, Tensor], *, by_row: bool, **options: Any) -> None:
-        called.append((*tensors["q"].shape[:2], by_row))
-        call(self, tensors, by_row=by_row, **options)
-
-    monkeypatch.setattr(sequence.Sequence, "__call__", noted)
-    return called
 
 
 @pytest.mark.parametrize("name", ["three heads in a group", "mean keys"])

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nsa_codegen import functional, inference, sequence, training
+from nsa_codegen import functional, inference, training
 from nsa_codegen.errors import InputError, SecondDerivativeError
 from nsa_codegen.spec import NSASpec
 
@@ -49,24 +49,10 @@ def single_ops(spec: NSASpec, given: list[Tensor]) -> list[Tensor]:
         return results(spec, given)
 
 
-@pytest.fixture
-def sequences(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether threads took rows of their own, of each call of all kernels in one."""
-    called = []
-    call = sequence.Sequence.__call__
-
-    def noted(self: sequence.Sequence, *args: Any, by_row: bool, **options: Any) -> None:
-        called.append(by_row)
-        call(self, *args, by_row=by_row, **options)
-
-    monkeypatch.setattr(sequence.Sequence, "__call__", noted)
-    return called
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", SPECS)
 def test_as_near_to_float64_as_the_single_ops(
-    name: str, dtype: torch.dtype, kernels: Path, sequences: list[bool]
+    name: str, dtype: torch.dtype, kernels: Path, sequences: list[Any]
 ) -> None:
     spec = SPECS[name]
 
@@ -88,7 +74,7 @@ def test_as_near_to_float64_as_the_single_ops(
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_bits_do_not_depend_on_threads(name: str, kernels: Path, sequences: list[bool]) -> None:
+def test_bits_do_not_depend_on_threads(name: str, kernels: Path, sequences: list[Any]) -> None:
     """Threads that share rows or tasks, many or one: the same sums in the same order."""
     before, spec = torch.get_num_threads(), SPECS[name]
     values = inputs(spec, 3, 100, shared=False)
@@ -97,13 +83,13 @@ def test_bits_do_not_depend_on_threads(name: str, kernels: Path, sequences: list
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             found.append(results(spec, values))
-        assert sorted(sequences) == [False] * 2 + [True] * 4
+        assert sorted(by_row for *_, by_row in sequences) == [False] * 2 + [True] * 4
         assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
     finally:
         torch.set_num_threads(before)
 
 
-def test_what_is_not_asked_for_has_no_gradient(kernels: Path, sequences: list[bool]) -> None:
+def test_what_is_not_asked_for_has_no_gradient(kernels: Path, sequences: list[Any]) -> None:
     spec = SPECS["mean keys"]
     values = inputs(spec, 2, 40, shared=True)
     whole = results(spec, values)
@@ -116,7 +102,7 @@ def test_what_is_not_asked_for_has_no_gradient(kernels: Path, sequences: list[bo
     assert len(sequences) == 2 * 5
 
 
-def test_tensors_that_are_not_contiguous(kernels: Path, sequences: list[bool]) -> None:
+def test_tensors_that_are_not_contiguous(kernels: Path, sequences: list[Any]) -> None:
     spec = SPECS["three heads in a group"]
     values = inputs(spec, 2, 60, shared=False)
     turned = [x.transpose(0, -1).contiguous().transpose(0, -1) for x in values]
@@ -129,7 +115,7 @@ def test_tensors_that_are_not_contiguous(kernels: Path, sequences: list[bool]) -
     assert all(torch.equal(a, b) for a, b in zip(got, results(spec, values), strict=True))
 
 
-def test_long_rows_take_the_single_ops(kernels: Path, sequences: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_rows_take_the_single_ops(kernels: Path, sequences: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     spec = SPECS["mean keys"]
     monkeypatch.setattr(inference, "RUN_ELEMENTS", 49 * 2 * 16)
     results(spec, inputs(spec, 4, 50, shared=True))

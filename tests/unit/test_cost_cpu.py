@@ -12,7 +12,8 @@ from nsa_codegen.desc import KernelDesc
 from nsa_codegen.index_sets import RangeSet, causal, complete, everything, window
 from nsa_codegen.needed import backward_descs, needed_descs
 from nsa_codegen.ops import OPS, Sizes
-from nsa_codegen.ops.stream_attention import backward_call, run_parts, run_sums_extent, runs_of
+from nsa_codegen.ops.base import Call
+from nsa_codegen.ops.stream_attention import run_parts, run_sums_extent, runs_of
 from nsa_codegen.schedule import CpuSchedule, ScheduleSpace
 from nsa_codegen.spec import NSASpec
 from nsa_codegen.target import CPU_TARGETS
@@ -100,7 +101,7 @@ def check_runs_and_sums(
     group, dk, dv = by_runs.size("group"), by_runs.size("dk"), by_runs.size("dv")
     q = torch.empty(sizes.batch, sizes.tokens, sizes.kv_heads * group, dk)
     k, v = (torch.empty(sizes.batch, sizes.keys, sizes.kv_heads, dim) for dim in (dk, dv))
-    call = backward_call(1, q, k, 0)
+    call = Call.over(1, q, k, 0)
     runs, launched = runs_of(by_runs, visible, call), run_sums_extent(sums, visible)(call)
     parts = run_parts(launched, k=k, v=v)
     found, added = loop(by_runs, schedule, sizes), loop(sums, schedule, sizes)
