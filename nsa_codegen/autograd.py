@@ -46,7 +46,7 @@ def _stream_backward(
         grad_q, delta = run(by_queries, **given, out=out, dlse=dlse)
         return grad_q, *run(by_keys, **given, delta=delta)
     by_runs, by_sums = backward_descs(desc)
-    grad_q, parts_k, parts_v = run(by_runs, **given, out=out, dlse=dlse)
+    grad_q, parts_k, parts_v = run(by_runs, **given, dlse=dlse)
     return grad_q, *run(by_sums, **shared, parts_k=parts_k, parts_v=parts_v)
 
 
@@ -85,7 +85,7 @@ def _gather_backward(
     by_runs, by_sums = backward_descs(desc)
     lists = block_indices.to(torch.int32).contiguous()
     packed = {name: run(d, x=v if name.startswith("v") else k)[0] for name, d in backward_pack_descs(desc).items()}
-    grad_q, parts_k, parts_v = run(by_runs, **given, **packed, out=out, dlse=dlse, block_indices=lists)
+    grad_q, parts_k, parts_v = run(by_runs, **given, **packed, dlse=dlse, block_indices=lists)
     return grad_q, *run(by_sums, **shared, parts_k=parts_k, parts_v=parts_v, scale=scale)
 
 

@@ -294,7 +294,7 @@ def _find_pool(target: Target, store: KernelStore) -> Pool | None:
             if entry is None or not entry.is_built_with(flags_of(target)):
                 return None
             sequence = _symbol(entry, "nsa_sequence")
-            sequence.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32]
+            sequence.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32]
             sequence.restype = ctypes.c_int32
             parallel = _address(_symbol(entry, entry.manifest.entry))
             _pools[target.name, store.root] = Pool(parallel=parallel, sequence=sequence)

@@ -8,7 +8,7 @@ rows that are small each, take all kernels in one call (`sequence.py`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -117,24 +117,47 @@ def _attention(
             given = {**named(q, keys, values, gates), "out": out}
             plan.forward(tokens, keys)(given, q_start=q_start, scale=scale, by_row=by_row)
             return out
-    scope = _Scope(q=q, keys=keys, values=values, q_start=q_start, scale=scale)
+    scope = Scope(q=q, keys=keys, values=values, q_start=q_start, scale=scale)
     if gates is None or plan.combine is None:
         lse = torch.empty((batch, tokens, heads), dtype=torch.float32)
         _attend(plan, 0, scope, q, slice(0, batch), 0, (out, lse), {})
         return out
-    gates = gates.contiguous()
-    rows, run = _run_shape(plan, q, dv)
-    held = [(q.new_empty((rows, run, heads, dv)), torch.empty((rows, run, heads))) for _ in plan.paths]
+    by_runs(plan, scope, gates.contiguous(), out)
+    return out
+
+
+def by_runs(
+    plan: Plan,
+    scope: Scope,
+    gates: Tensor,
+    out: Tensor,
+    *,
+    lses: Sequence[Tensor] | None = None,
+    listed: Mapping[int, Tensor] | None = None,
+) -> None:
+    """Write the combined output of all paths to `out` [B, T, H, Dv], run by run of queries.
+
+    If given, log-sum-exps by path [B, T, H] are written to `lses`, and lists of blocks by number of path to `listed`.
+    """
+    assert plan.combine is not None
+    batch, tokens, heads, dv = out.shape
+    rows, run = _run_shape(plan, scope.q, dv)
+    held = [scope.q.new_empty((rows, run, heads, dv)) for _ in plan.paths]
+    kept = [torch.empty((rows, run, heads)) for _ in plan.paths] if lses is None else None
     for lead, part in _runs(batch, tokens, rows, run):
-        chosen = _rows(q, lead, part)
-        into = [(_cut(o, (*chosen.shape[:3], dv)), _cut(lse, chosen.shape[:3])) for o, lse in held]
+        chosen = _rows(scope.q, lead, part)
+        outs = [_cut(o, (*chosen.shape[:3], dv)) for o in held]
+        if kept is not None:
+            sums = [_cut(lse, chosen.shape[:3]) for lse in kept]
+        else:
+            sums = [_rows(lse, lead, part) for lse in lses or ()]
         lists: dict[int, Tensor] = {}
         for number in plan.order:
-            _attend(plan, number, scope, chosen, lead, part.start, into[number], lists)
-        outs = [o for o, _ in into]
+            _attend(plan, number, scope, chosen, lead, part.start, (outs[number], sums[number]), lists)
+        for number, whole in (listed or {}).items():
+            _rows(whole, lead, part).copy_(lists[number])
         of_run = gates if gates.dim() == 1 else _rows(gates, lead, part)
         launch(plan.combine, outs=outs, gates=of_run, into=_rows(out, lead, part))
-    return out
 
 
 def plan_for(program: str, q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], gates: Tensor | None) -> Plan:
@@ -179,7 +202,7 @@ def _attention_fake(q: Tensor, keys: list[Tensor], values: list[Tensor], *rest: 
     return q.new_empty((*q.shape[:3], values[0].shape[3]))
 
 
-class _Scope:
+class Scope:
     """The tensors of one call, and what its paths make of the keys once: block means and packed blocks."""
 
     def __init__(self, *, q: Tensor, keys: list[Tensor], values: list[Tensor], q_start: int, scale: float) -> None:
@@ -212,7 +235,7 @@ class _Scope:
 def _attend(
     plan: Plan,
     number: int,
-    scope: _Scope,
+    scope: Scope,
     q: Tensor,
     lead: slice,
     first: int,
@@ -221,7 +244,7 @@ def _attend(
 ) -> None:
     """Run one path over the queries `q`, the batch rows `lead` from query `first` on, into `into`.
 
-    `lists` holds the blocks of paths that were listed with the attention of another, by number.
+    `lists` holds the blocks that were listed, by the number of the path that attends to them.
     """
     path, k, v = plan.paths[number], _rows(scope.keys[number], lead), _rows(scope.values[number], lead)
     where = {"q_start": scope.q_start + first, "scale": scope.scale}
@@ -231,10 +254,9 @@ def _attend(
             lists[path.lists] = made[2]
         return
     assert path.packed is not None
-    if path.select is None:
-        blocks = lists[number]
-    else:
-        blocks = launch(path.select, q=q, k=_rows(scope.scored(path), lead), **where)[0]
+    if path.select is not None:
+        lists[number] = launch(path.select, q=q, k=_rows(scope.scored(path), lead), **where)[0]
+    blocks = lists[number]
     copies = scope.packed(path, number)
     if copies is None:
         launch(path.attend, q=q, k=k, v=v, block_indices=blocks, **where, into=into)

@@ -24,8 +24,6 @@ def needed_descs(program: Program, dtype: str, direction: str = "both", *, kind:
     require_choice("needed_descs", "direction", direction, DIRECTIONS)
     forward = program_descs(program, dtype, kind=kind)
     backward = tuple(b for desc in forward if _differentiated(desc, program, kind) for b in _backward(desc, kind))
-    if kind == "cpu" and program.combine != "none":
-        backward += (query_sum_desc(dtype, paths=len(program.paths), dk=program.head_dim),)
     chosen = {"fwd": forward, "bwd": backward, "both": (*forward, *backward)}[direction]
     return tuple(dict.fromkeys(chosen))
 
@@ -91,11 +89,6 @@ def attention_of(desc: KernelDesc) -> KernelDesc:
     visible = complete(desc.size("kernel"), desc.size("stride"))
     dims: dict[str, Any] = {name: desc.size(name) for name in ("group", "dk", "dv")}
     return KernelDesc.of("stream_attention", desc.dtype, visible=visible, **dims)
-
-
-def query_sum_desc(dtype: str, *, paths: int, dk: int) -> KernelDesc:
-    """Return the desc of the kernel that adds up what the paths leave of a query's gradient: a combination, gates 1."""
-    return KernelDesc.of("combine", dtype, paths=paths, dv=dk, gates="scalar")
 
 
 def _listed(visible: TopK) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +20,12 @@ from .needed import (
     backward_pack_descs,
     compress_desc,
     pack_descs,
-    query_sum_desc,
     scored_desc,
     select_desc,
 )
 from .ops.base import element_bytes
 from .ops.pack_blocks import packed_shape
-from .ops.stream_attention import runs_of
+from .ops.stream_attention import gate_of, runs_of
 from .runs import reach_of
 from .schedule import CpuSchedule
 from .sequence import QUERIES, SCALE, SUMS, Area, Step
@@ -87,7 +86,12 @@ class Plan:
     @functools.cached_property
     def backward(self) -> KernelSequence:
         """The kernels from the gradient of the output to those of queries, keys, values and gates."""
-        return _backward_sequence(self)
+        return _backward_sequence(self, range(len(self.paths)))
+
+    @functools.cached_property
+    def backward_by_path(self) -> tuple[KernelSequence, ...]:
+        """The same path by path, in this order: each takes its working memory for itself."""
+        return tuple(_backward_sequence(self, [number]) for number in range(len(self.paths)))
 
 
 @functools.lru_cache(maxsize=256)
@@ -174,30 +178,24 @@ def _path(row: Mapping[str, Any], dtype: str, group: int, dk: int, dv: int, few:
     )
 
 
-def _backward_sequence(plan: Plan) -> KernelSequence:
-    """Return the kernels from `dout` to `grad q`, `grad keys N` and `grad values N` by path, and `grad gates`."""
-    assert plan.combine is not None
-    desc, numbers = plan.combine.desc, range(len(plan.paths))
-    dk, dtype = plan.paths[0].attend.desc.size("dk"), desc.dtype
-    areas = [Area(name=f"dout {n}", bytes=desc.size("dv") * element_bytes(dtype)) for n in numbers]
-    areas += [Area(name=f"dq {n}", bytes=dk * element_bytes(dtype)) for n in numbers]
-    named = {f"o{n}": f"output {n}" for n in numbers} | {f"d{n}": f"dout {n}" for n in numbers}
-    (by_gates,) = backward_descs(desc)
-    steps = [Step.of(kernel(by_gates), QUERIES, **named, gates="gates", dout="dout", grad_gates="grad gates")]
-    for number, path in enumerate(plan.paths):
-        steps += _path_backward(path, number, areas)
-    parts = {f"o{n}": f"dq {n}" for n in numbers}
-    add_up = kernel(query_sum_desc(dtype, paths=len(plan.paths), dk=dk))
-    steps.append(Step.of(add_up, QUERIES, **parts, gates="ones", out="grad q"))
+def _backward_sequence(plan: Plan, numbers: Iterable[int]) -> KernelSequence:
+    """Return the kernels from `dout` to `grad keys N` and `grad values N` of the paths `numbers`.
+
+    Each adds to `grad q`, which the first one begins, and writes its column of `grad gates`.
+    """
+    areas: list[Area] = []
+    steps = [step for number in numbers for step in _path_backward(plan, number, areas)]
     return KernelSequence(steps=tuple(steps), areas=tuple(areas))
 
 
-def _path_backward(path: PathKernels, number: int, areas: list[Area]) -> list[Step]:
+def _path_backward(plan: Plan, number: int, areas: list[Area]) -> list[Step]:
     """Return the kernels of the backward of a path, and add what lies between them to `areas`."""
-    keys, desc = f"keys {number}", attention_of((path.packed or path.attend).desc)
+    assert plan.combine is not None
+    path, keys = plan.paths[number], f"keys {number}"
+    desc = attention_of((path.packed or path.attend).desc)
     by_runs, by_sums = backward_descs(desc)
-    own = {"q": QUERIES, "k": keys, "v": f"values {number}", "out": f"output {number}", "lse": f"lse {number}"}
-    own |= {"dout": f"dout {number}", "dlse": "dlse", "dq": f"dq {number}", "block_indices": f"list {number}"}
+    own = {"q": QUERIES, "k": keys, "v": f"values {number}", "lse": f"lse {number}", "dout": "dout", "dlse": "dlse"}
+    own |= {"dq": "grad q", "gates": "gates", "grad_gates": "grad gates", "block_indices": f"list {number}"}
     steps = []
     if path.visible is not None:
         for name, pack in backward_pack_descs(desc).items():
@@ -208,7 +206,9 @@ def _path_backward(path: PathKernels, number: int, areas: list[Area]) -> list[St
     for name, dim in (("parts_k", desc.size("dk")), ("parts_v", desc.size("dv"))):
         own[name] = f"{name} {number}"
         areas.append(Area(name=own[name], bytes=4 * padded(dim), keys=keys, runs=runs))
-    steps.append(Step.of(kernel(by_runs), keys, **own))
+    shared = plan.combine.desc.word("gates") == "scalar"
+    numbers = gate_of(path=number, paths=len(plan.paths), shared=shared)
+    steps.append(Step.of(kernel(by_runs), keys, numbers, **own))
     grads = {"grad_k": f"grad {keys}", "grad_v": f"grad values {number}"}
     scale = SCALE if path.visible is None else SUMS
     parts = {name: own[name] for name in ("parts_k", "parts_v")}

@@ -12,7 +12,7 @@ from .tiling import ceil_div, padded
 KEYS_PER_TASK = 64  # keys whose gradients one task adds up from the runs of queries
 LEAST_RUN, MOST_RUNS = 64, 64  # queries of a run in a CPU's backward, and runs of a sequence
 ENOUGH_RUNS = 128  # runs of all batch rows and heads together
-LEAST_PARTS = 1 << 23  # numbers that the gradients of runs may always take; else as many as q and out have
+LEAST_PARTS = 1 << 23  # numbers that the gradients of runs may always take; else half as many as q and out have
 
 
 def reach_of(desc: KernelDesc) -> RangeSet:
@@ -36,9 +36,9 @@ class Runs:
         cls, visible: RangeSet, *, batch: int, kv_heads: int, group: int, tokens: int, keys: int, q_start: int,
         dk: int, dv: int,
     ) -> Runs:  # fmt: skip
-        """Return the runs of an attention's backward; what they leave takes half of what q and out do, or a little."""
+        """Return the runs of an attention's backward; what they leave has half the numbers of q and out, or a few."""
         rows = batch * kv_heads
-        room = rows * tokens * group * (dk + dv)
+        room = rows * tokens * group * (dk + dv) // 2
         width = padded(dk) + padded(dv)
         return cls.of(visible, tokens=tokens, keys=keys, q_start=q_start, rows=rows, width=width, room=room)
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import array
 import functools
+import math
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +30,10 @@ from .tiling import ceil_div
 CACHE_LINE = 64  # bytes
 ONE_PIECE = 1 << 24  # bytes of memory that is taken at once; the C library gives larger pieces back after each call
 QUERIES, SCALE, SUMS = "q", "scale", "scale of sums"
-Moving = tuple[int, int, int]  # eight bytes of an argument, and what they grow by from row to row, and by worker
+LAYOUTS = 64  # that a sequence keeps: one for each set of sizes
+Place = tuple[
+    int, int, int, int
+]  # an argument: its base, how far from it, and what it grows by from row to row, by worker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,29 +57,42 @@ class Area:
 class Step:
     """A kernel, what sizes make of it, and the names of the tensors that it takes; it goes through that called `keys`.
 
-    `slots` are its arguments in order: a tensor's name, or else what its extent calls the argument.
+    `slots` are its arguments in order: a tensor's name, or else what its extent calls the argument, or `numbers` does.
     """
 
     kernel: Kernel
     extent: ExtentOf
     keys: str
     slots: tuple[tuple[bool, str], ...]
+    numbers: Mapping[str, int]
 
     @classmethod
-    def of(cls, kernel: Kernel, keys: str, **tensors: str) -> Step:
-        """Return the step of a kernel of the CPU; `tensors` are names by argument."""
+    def of(cls, kernel: Kernel, keys: str, numbers: Mapping[str, int] | None = None, /, **tensors: str) -> Step:
+        """Return the step of a kernel of the CPU; `tensors` are names by argument, `numbers` are constants."""
         extent = OPS[kernel.desc.op].extent
         assert extent is not None
         given = {SCALE: SCALE, **tensors}
         slots = tuple((name in given, given.get(name, name)) for name in kernel.names)
-        return cls(kernel=kernel, extent=extent(kernel.desc, kernel.schedule), keys=keys, slots=slots)
+        made = extent(kernel.desc, kernel.schedule)
+        return cls(kernel=kernel, extent=made, keys=keys, slots=slots, numbers=numbers or {})
 
 
-@dataclass(frozen=True, kw_only=True)
+class Layout(NamedTuple):
+    """What sizes make of a sequence: the numbers that the pool reads, and bytes of the pieces of memory that it takes.
+
+    Bases of arguments are 0, the tensors of the call in order, and the pieces.
+    """
+
+    numbers: array.array[int]
+    pieces: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Sequence:
     """The kernels of a program in the order in which they run, and the memory between them.
 
-    The tensors of a call have names: `q`, `keys 0`, `values 0` and so on by path, and what steps call the others.
+    The tensors of a call have names: `q`, `keys 0`, `values 0` and so on by path, and what steps call the others. A
+    name stands for one type. Calls of one set of sizes share a layout: the layers of a model at one position.
     """
 
     steps: tuple[Step, ...]
@@ -86,15 +104,33 @@ class Sequence:
         Areas that `tensors` names are these, the others are memory of this call. Threads share the tasks of each
         kernel, or with `by_row` the batch rows. Raises `InputError` for too many tasks, and `KernelFailedError`.
         """
-        q, workers = tensors[QUERIES], torch.get_num_threads()
-        (batch, tokens, heads, _), kv_heads = q.shape, tensors["keys 0"].shape[2]
+        workers, given = torch.get_num_threads(), tensors.values()
+        named = tuple([(name, x.shape, x.element_size()) for name, x in tensors.items()])
+        numbers, pieces = self._layout(named, q_start, scale, by_row, workers)
+        held = [torch.empty(size, dtype=torch.uint8) for size in pieces]  # the kernels' memory until they end
+        bases = array.array("q", [0, *[x.data_ptr() for x in given], *[x.data_ptr() for x in held]])
+        pool, rows = self.steps[0].kernel.artifact.pool, tensors[QUERIES].shape[0] if by_row else 1
+        status = pool.sequence(numbers.buffer_info()[0], bases.buffer_info()[0], len(self.steps), rows, workers)
+        if status:
+            names = [step.kernel.artifact.entry.manifest.entry for step in self.steps]
+            raise KernelFailedError(f"one of {names} returned status {status} (rows={rows}, threads={workers})")
+
+    @functools.cached_property
+    def _layout(self) -> Callable[..., Layout]:
+        return functools.lru_cache(maxsize=LAYOUTS)(self._lay_out)
+
+    def _lay_out(
+        self, named: tuple[tuple[str, torch.Size, int], ...], q_start: int, scale: float, by_row: bool, workers: int
+    ) -> Layout:
+        shapes = {name: shape for name, shape, _ in named}
+        (batch, tokens, heads, _), kv_heads = shapes[QUERIES], shapes["keys 0"][2]
         rows, lead, copies = (batch, 1, workers) if by_row else (1, batch, 1)
-        at: dict[str, Moving] = {SCALE: (_bits(scale), 0, 0), SUMS: (_bits(SUMS_SCALE), 0, 0)}
+        at: dict[str, Place] = {SCALE: (0, _bits(scale), 0, 0), SUMS: (0, _bits(SUMS_SCALE), 0, 0)}
         counts = {}
-        for name, x in tensors.items():
-            whole = x.dim() == 1
-            at[name] = (x.data_ptr(), 0 if whole else x.nbytes // rows, 0)
-            counts[name] = 0 if whole else x.shape[1]
+        for base, (name, shape, element) in enumerate(named, start=1):
+            whole = len(shape) == 1
+            at[name] = (base, 0, 0 if whole else math.prod(shape) * element // rows, 0)
+            counts[name] = 0 if whole else shape[1]
 
         def call_of(keys: str) -> Call:
             of_heads = heads if keys == QUERIES else kv_heads
@@ -117,36 +153,40 @@ class Sequence:
         extents = [step.extent(call_of(step.keys)) for step in self.steps]
         if (most := max([extent.tasks for extent in extents])) > MAX_TASKS:
             raise InputError(f"attention: {most} tasks are more than the {MAX_TASKS} of one call; split the batch")
-        scratch = sum([_lines(4 * n) for extent in extents for n in extent.scratch.values()])
-        needed = copies * sum(sizes.values()) + scratch
-        apart = needed > ONE_PIECE
-        held = [torch.empty(0 if apart else needed, dtype=torch.uint8)]
-        free = held[0].data_ptr()
+        memory = _Memory(first=1 + len(named))
         for name, size in sizes.items():
-            if apart:
-                free = _another(held, copies * size)
-            at[name] = (free, 0, size)
-            free += copies * size
+            base, offset = memory.take(copies * size)
+            at[name] = (base, offset, 0, size)
         call: list[int] = []
         for step, extent in zip(self.steps, extents, strict=True):
-            own = extent.sizes
-            for name, elements in extent.scratch.items():
-                if apart:
-                    free = _another(held, 4 * elements)
-                own[name] = free
-                free += _lines(4 * elements)
+            own: dict[str, Place] = {name: (0, n, 0, 0) for name, n in {**extent.sizes, **step.numbers}.items()}
+            own |= {name: (*memory.take(4 * elements), 0, 0) for name, elements in extent.scratch.items()}
             call += (step.kernel.artifact.address, extent.tasks, len(step.slots))
             for shared, name in step.slots:
-                call += at[name] if shared else (own[name], 0, 0)
-        self._run(call, rows, workers)  # `held` is the kernels' memory until they end
+                call += at[name] if shared else own[name]
+        return Layout(array.array("q", call), memory.pieces)
 
-    def _run(self, call: list[int], rows: int, workers: int) -> None:
-        numbers = array.array("q", call)
-        pool = self.steps[0].kernel.artifact.pool
-        status = pool.sequence(numbers.buffer_info()[0], len(self.steps), rows, workers)
-        if status:
-            names = [step.kernel.artifact.entry.manifest.entry for step in self.steps]
-            raise KernelFailedError(f"one of {names} returned status {status} (rows={rows}, threads={workers})")
+
+class _Memory:
+    """Memory that is laid out before it is taken: one piece, and what does not fit in that in pieces of its own."""
+
+    def __init__(self, *, first: int) -> None:
+        self._first, self._shared = first, 0
+        self._apart: list[int] = []
+
+    @property
+    def pieces(self) -> tuple[int, ...]:
+        """Bytes of the pieces."""
+        return (self._shared, *self._apart)
+
+    def take(self, size: int) -> tuple[int, int]:
+        """Return the base of `size` bytes more, and where in its piece they begin."""
+        if self._shared + size > ONE_PIECE:
+            self._apart.append(size)
+            return self._first + len(self._apart), 0
+        offset = self._shared
+        self._shared += _lines(size)
+        return self._first, offset
 
 
 @functools.lru_cache(maxsize=64)
@@ -154,12 +194,6 @@ def _bits(x: float) -> int:
     """Return a float32 as an integer of the same bits."""
     bits: int = struct.unpack("<I", struct.pack("<f", x))[0]
     return bits
-
-
-def _another(held: list[Tensor], size: int) -> int:
-    """Return the address of `size` bytes more, and add them to what is held."""
-    held.append(torch.empty(size, dtype=torch.uint8))
-    return held[-1].data_ptr()
 
 
 def _lines(size: int) -> int:

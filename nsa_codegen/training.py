@@ -1,7 +1,9 @@
-"""A whole program with gradients as one function on the CPU, where batch rows are small: as `inference.py` without.
+"""A whole program with gradients as one function on the CPU: as `inference.py` without.
 
-Forward and backward take all their kernels in one call each (`sequence.py`), so that what one kernel leaves of a batch
-row is in cache for the next one, and only the gradients of the call's own tensors go to memory.
+What is kept for the backward is log-sum-exps and lists of blocks, and no output of a path: the kernels of the backward
+take the gradient of the combined output, with the gates, and add up the queries' gradients path by path. Where batch
+rows are small, forward and backward take all their kernels in one call each (`sequence.py`), so that what one kernel
+leaves of a row is in cache for the next one.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from torch import Tensor
 from .autograd import refuse_second_derivatives
 from .checks import use_compiled
 from .dispatch import define_op, fake_op
-from .inference import checked, named, plan_for, rows_are_shared, rows_are_small, serves_here
+from .inference import Scope, by_runs, checked, named, plan_for, rows_are_shared, rows_are_small, serves_here
 from .plan import Plan
 from .program import Program
 
@@ -26,11 +28,10 @@ _ops = torch.ops.nsa_codegen
 def trains_as_one(
     program: Program, q: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], gates: Tensor | None, impl: str
 ) -> bool:
-    """Return whether `attention_with_gradients` may compute `program`: by the row alone, for any batch and threads."""
+    """Return whether `attention_with_gradients` may compute `program`: on the CPU's kernels."""
     if not torch.is_grad_enabled() or program.combine == "none" or q.dim() != 4 or not serves_here(program, q):
         return False
-    values = [v for _, v in pairs]
-    if any(v.dim() != 4 for v in values) or not q.numel() or not rows_are_small(q, values[0].shape[3]):
+    if any(v.dim() != 4 for _, v in pairs) or not q.numel():
         return False
     return use_compiled("attention", impl, q)
 
@@ -65,8 +66,8 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> Any:
         q, gates, *rest = ctx.saved_tensors
-        keys, values, outs, lses, lists = (list(x) for x in _split(rest, ctx.counts))
-        grads = _ops.attention_backward(q, keys, values, gates, outs, lses, lists, dout, *ctx.options)
+        keys, values, lses, lists = (list(x) for x in _split(rest, ctx.counts))
+        grads = _ops.attention_backward(q, keys, values, gates, lses, lists, dout, *ctx.options)
         grad_q, grad_keys, grad_values, grad_gates = grads
         return None, None, None, grad_q, grad_gates, *grad_keys, *grad_values
 
@@ -80,24 +81,28 @@ def _split(tensors: Sequence[Tensor], counts: Sequence[int]) -> Any:
 
 @define_op(
     "attention_saving(Tensor q, Tensor[] keys, Tensor[] values, Tensor gates, str program, SymInt q_start, float scale)"
-    " -> (Tensor, Tensor[], Tensor[], Tensor[])",
+    " -> (Tensor, Tensor[], Tensor[])",
     devices=("CPU",),
 )
 def _attention_saving(
     q: Tensor, keys: list[Tensor], values: list[Tensor], gates: Tensor, program: str, q_start: int, scale: float
-) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    """The output, and by path the outputs and log-sum-exps; then the lists of blocks, of the paths that have some."""
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The output, log-sum-exps by path, and the lists of blocks of the paths that have some."""
     q, keys, values, gates = q.contiguous(), _contiguous(keys), _contiguous(values), gates.contiguous()
     plan, listing = _plan(program, q, keys, values, gates)
-    out, outs, lses, lists = _saved(q, keys, values, list(listing.values()))
-    given = {**named(q, keys, values, gates), "out": out, **_saved_names(outs, lses, lists, listing)}
-    plan.forward(q.shape[1], keys)(given, q_start=q_start, scale=scale, by_row=rows_are_shared(q, out.shape[3]))
-    return out, outs, lses, lists
+    out, lses, lists = _saved(q, keys, values, list(listing.values()))
+    if rows_are_small(q, out.shape[3]):
+        given = {**named(q, keys, values, gates), "out": out, **_saved_names(lses, lists, listing)}
+        plan.forward(q.shape[1], keys)(given, q_start=q_start, scale=scale, by_row=rows_are_shared(q, out.shape[3]))
+    else:
+        scope = Scope(q=q, keys=keys, values=values, q_start=q_start, scale=scale)
+        by_runs(plan, scope, gates, out, lses=lses, listed=dict(zip(listing, lists, strict=True)))
+    return out, lses, lists
 
 
 @define_op(
-    "attention_backward(Tensor q, Tensor[] keys, Tensor[] values, Tensor gates, Tensor[] outs, Tensor[] lses, "
-    "Tensor[] lists, Tensor dout, str program, SymInt q_start, float scale) -> (Tensor, Tensor[], Tensor[], Tensor)",
+    "attention_backward(Tensor q, Tensor[] keys, Tensor[] values, Tensor gates, Tensor[] lses, Tensor[] lists, "
+    "Tensor dout, str program, SymInt q_start, float scale) -> (Tensor, Tensor[], Tensor[], Tensor)",
     devices=("CPU",),
 )
 def _attention_backward(
@@ -105,7 +110,6 @@ def _attention_backward(
     keys: list[Tensor],
     values: list[Tensor],
     gates: Tensor,
-    outs: list[Tensor],
     lses: list[Tensor],
     lists: list[Tensor],
     dout: Tensor,
@@ -118,12 +122,14 @@ def _attention_backward(
     grad_q = torch.empty_like(q)
     grad_keys, grad_values = ([torch.empty_like(x) for x in part] for part in (keys, values))
     by_row = torch.empty((*q.shape[:3], len(keys)), dtype=torch.float32)
-    given = {**named(q, keys, values, gates), **_saved_names(outs, lses, lists, listing), "dout": dout.contiguous()}
-    given |= {"grad q": grad_q, "grad gates": by_row, "ones": torch.ones(len(keys))}
+    given = {**named(q, keys, values, gates), **_saved_names(lses, lists, listing), "dout": dout.contiguous()}
+    given |= {"gates": given["gates"].float(), "grad q": grad_q, "grad gates": by_row}
     given |= {f"grad keys {n}": x for n, x in enumerate(grad_keys)}
     given |= {f"grad values {n}": x for n, x in enumerate(grad_values)}
     given["dlse"] = torch.zeros(lses[0].numel())
-    plan.backward(given, q_start=q_start, scale=scale, by_row=rows_are_shared(q, dout.shape[3]))
+    small = rows_are_small(q, dout.shape[3])
+    for kernels in (plan.backward,) if small else plan.backward_by_path:
+        kernels(given, q_start=q_start, scale=scale, by_row=rows_are_shared(q, dout.shape[3]))
     # In float64, so that the sum does not depend on how torch splits it over threads.
     grad_gates = by_row.double().sum(dim=(0, 1, 2)) if gates.dim() == 1 else by_row
     return grad_q, grad_keys, grad_values, grad_gates.to(gates.dtype)
@@ -155,16 +161,13 @@ def _plan(
 def _saved(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], listed: Sequence[int]) -> Any:
     """Return memory for what the forward returns, with lists of so many blocks."""
     lead, kv_heads = q.shape[:3], keys[0].shape[2]
-    outs = [q.new_empty((*lead, values[0].shape[3])) for _ in range(len(keys) + 1)]
     lses = [q.new_empty(lead, dtype=torch.float32) for _ in keys]
     lists = [q.new_empty((*lead[:2], kv_heads, n), dtype=torch.int32) for n in listed]
-    return outs[0], outs[1:], lses, lists
+    return q.new_empty((*lead, values[0].shape[3])), lses, lists
 
 
-def _saved_names(
-    outs: Sequence[Tensor], lses: Sequence[Tensor], lists: Sequence[Tensor], listing: Mapping[int, int]
-) -> dict[str, Tensor]:
-    found = {f"output {n}": x for n, x in enumerate(outs)} | {f"lse {n}": x for n, x in enumerate(lses)}
+def _saved_names(lses: Sequence[Tensor], lists: Sequence[Tensor], listing: Mapping[int, int]) -> dict[str, Tensor]:
+    found = {f"lse {n}": x for n, x in enumerate(lses)}
     return found | {f"list {n}": x for n, x in zip(listing, lists, strict=True)}
 
 

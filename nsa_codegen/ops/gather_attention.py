@@ -199,7 +199,7 @@ def prepare_backward(
 ) -> Launch:
     """Return the launch of one part.
 
-    `runs` gives dq, and what each run of queries adds to dk and dv, from packed blocks, lists, out, lse, dout and dlse;
+    `runs` gives dq, and what each run of queries adds to dk and dv, from packed blocks, lists, lse, dout and dlse;
     `sums` gives dk and dv from those, and from the shapes of q, k and v.
     """
     found = extent(desc, schedule)(Call.over(workers, q, k, q_start))

@@ -106,8 +106,8 @@ def prepare_backward(
 ) -> Launch:
     """Return the launch of one part.
 
-    `runs` gives dq, and what each run of queries adds to dk and dv, from q, k, v, out, lse, dout and dlse; `sums` gives
-    dk and dv from those, and from the shapes of q, k and v.
+    `runs` gives dq, and what each run of queries adds to dk and dv, from q, k, v, lse, dout and dlse; `sums` gives dk
+    and dv from those, and from the shapes of q, k and v.
     """
     found = extent(desc, schedule)(Call.over(workers, q, k, q_start))
     if desc.word("part") == "sums":
@@ -116,9 +116,16 @@ def prepare_backward(
 
 
 def run_queries(found: Extent, values: Values, *, q: Tensor, k: Tensor, v: Tensor) -> Launch:
-    """Return the launch of runs of queries, to dq and what each run adds to dk and dv."""
+    """Return the launch of runs of queries of an attention by itself, to dq and what each run adds to dk and dv."""
     outputs = (torch.empty_like(q), *run_parts(found, k=k, v=v))
-    return found.launch({**values, **dict(zip(("dq", "parts_k", "parts_v"), outputs, strict=True))}, outputs)
+    named = dict(zip(("dq", "parts_k", "parts_v"), outputs, strict=True))
+    ungated = {"gates": torch.ones(1), "grad_gates": scratch(*q.shape[:3]), **gate_of(path=0, paths=1, shared=True)}
+    return found.launch({**values, **named, **ungated}, outputs)
+
+
+def gate_of(*, path: int, paths: int, shared: bool) -> dict[str, int]:
+    """Return what runs of queries are told of gates, `shared` by all rows or [.., paths]: the first path begins dq."""
+    return {"column": path, "paths": paths, "gate_step": 0 if shared else 1, "add": int(path > 0)}
 
 
 def runs_of(desc: KernelDesc, visible: RangeSet, call: Call) -> Runs:

@@ -195,10 +195,11 @@ extern "C" int32_t nsa_parallel(nsa_task_fn task, void* context, int32_t tasks, 
 
 namespace {
 
-// Kernels in order: for each its entry, tasks and number of arguments, and for each argument the eight bytes of its
-// value, and by how much these grow from one row to the next, and from one worker to the next.
+// Kernels in order: for each its entry, tasks and number of arguments, and for each argument which of `bases` its eight
+// bytes start from, how far they are from there, and by how much they grow from one row, and one worker, to the next.
 struct Sequence {
   const int64_t* kernels;
+  const int64_t* bases;
   int32_t count;
 };
 
@@ -211,8 +212,8 @@ int32_t run_row(const Sequence& sequence, nsa_parallel_fn parallel, int32_t thre
     values.resize(at[2]);
     at += 3;
     for (int64_t& value : values) {
-      value = at[0] + row * at[1] + worker * at[2];
-      at += 3;
+      value = sequence.bases[at[0]] + at[1] + row * at[2] + worker * at[3];
+      at += 4;
     }
     const int32_t result = tasks > 0 ? entry(parallel, threads, tasks, values.data()) : 0;
     if (result != 0) return result;
@@ -234,8 +235,9 @@ int32_t run_rows(void* context, int32_t lo, int32_t hi, int32_t worker) {
 
 }  // namespace
 
-extern "C" int32_t nsa_sequence(const int64_t* kernels, int32_t count, int32_t rows, int32_t threads) {
-  Sequence sequence{kernels, count};
+extern "C" int32_t nsa_sequence(const int64_t* kernels, const int64_t* bases, int32_t count, int32_t rows,
+                                int32_t threads) {
+  Sequence sequence{kernels, bases, count};
   if (rows == 1) return run_row(sequence, nsa_parallel, threads, 0, 0);
   return nsa_parallel(run_rows, &sequence, rows, threads);
 }

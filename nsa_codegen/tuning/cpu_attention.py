@@ -90,11 +90,10 @@ def _stream_runs(desc: KernelDesc, schedule: CpuSchedule, sizes: Sizes) -> CpuLo
     passes = passes_of(
         {
             "gradients": scores,
-            "added": scores,  # what was missing of delta
+            "added": scores + rows * dv,  # of the scores' gradients; dout by gates
             "masked": scores * steps.partial,
             "packed": tiles * lanes * (dk + dv),
             "unpacked": tiles * lanes * dk,
-            "scalar": rows * dv,  # out . dout
             "filled": tiles * lanes * dk + parts,
         }
     )
@@ -189,7 +188,7 @@ def _gather_runs(desc: KernelDesc, schedule: CpuSchedule, sizes: Sizes) -> CpuLo
     passes = passes_of(
         {
             "gradients": listed * step * width,
-            "added": listed * step * (width + wide_k) + rows * dk,  # what was missing of delta; dq, and scaled
+            "added": listed * step * (width + wide_k) + rows * (dk + dv),  # of the scores' gradients; dq, scaled; dout
             "converted": rows * (dk + dv),
             "filled": rows * (2 * wide_k + wide_v) + parts + listed * step * 2 * (wide_k + wide_v),
             "scalar": rows + heads * sizes.tokens * n * 4,  # who lists which block, once each

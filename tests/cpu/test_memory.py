@@ -12,6 +12,8 @@ import pytest
 import torch
 from cases import kernels_of
 
+from nsa_codegen.bench.memory import measure_peak
+from nsa_codegen.bench.settings import Settings
 from nsa_codegen.spec import NSASpec
 
 PAPER = NSASpec.paper(num_heads=4, num_kv_heads=1, head_dim=64, value_dim=64, compression="mean")
@@ -75,6 +77,16 @@ def test_64k_tokens_with_backward_in_two_gigabytes_and_a_half(kernels: Path) -> 
     assert peak < 2.5 * GIB
 
 
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_memory_beyond_operands(direction: str, kernels: Path) -> None:
+    """A quarter of what goes in and comes out, gradients included, and 64 MB: no path's output is kept or has one."""
+    settings = Settings(tokens=(65536,), backward_tokens=(65536,), num_heads=4, threads=1)
+    found = measure_peak(settings, who="nsa", direction=direction, tokens=65536)
+    assert found.get("error") is None
+    if found["exact"]:
+        assert found["bytes"] <= 0.25 * found["operands_bytes"] + 64e6
+
+
 def test_kf08_no_matrix_of_scores(kernels: Path) -> None:
     """Elsewhere scores of T x T/d are allocated: 1 GiB here for four heads at 32k. What is added must be far below."""
     before, after = run_python("run(256, True)\nprint(peak())\nrun(32768, True)\nprint(peak())", kernels)
@@ -126,7 +138,7 @@ from nsa_codegen import NSASpec, dispatch, functional, training
 if sys.argv[1] == "given back":
     dispatch._keep_freed_memory = lambda: None
 torch.set_num_threads(1)
-training.trains_as_one = lambda *_: False  # the single ops, as for longer rows
+training.trains_as_one = lambda *_: False  # the single ops
 q, k, v = (torch.rand(16, 256, 8, 32, requires_grad=True) for _ in range(3))
 
 def run():

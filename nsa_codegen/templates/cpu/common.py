@@ -85,9 +85,14 @@ def pack_lanes(dtype: str, dst: Any, x: Any, heads: int, rows: Any, factor: Any,
     return call(name, dst.data, dst.shape[-1], source, _position_stride(x), x.shape[-1], rows, x.shape[-1], factor)
 
 
-def unpack_lanes(dtype: str, x: Any, src: Any, heads: int, rows: Any, factors: Any, *index: Any) -> Any:
-    """Return the call that writes lanes of `src` [dim, lanes], times their factors, as rows of `x` (`pack_lanes`)."""
-    name = f"unpack_lanes<{ELEMENT[dtype]}, {heads}>"
+def unpack_lanes(
+    dtype: str, x: Any, src: Any, heads: int, rows: Any, factors: Any, *index: Any, added: bool = False
+) -> Any:
+    """Return the call that writes lanes of `src` [dim, lanes], times their factors, as rows of `x` (`pack_lanes`).
+
+    If `added`, they are added to what the rows hold.
+    """
+    name = f"unpack_lanes<{ELEMENT[dtype]}, {heads}{', true' if added else ''}>"
     target = T.address_of(x[(*index, 0)])
     return call(
         name, target, _position_stride(x), x.shape[-1], src.data, src.shape[-1], rows, x.shape[-1], factors.data

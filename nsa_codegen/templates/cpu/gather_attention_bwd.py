@@ -1,7 +1,7 @@
 """Gathered attention, backward, in two parts that need no atomics: over runs of queries, and over what runs left.
 
 A tile of queries passes twice over its lists, with the formulas and for the reasons of the streamed attention's
-backward: first for p and p * (dp - base), which it keeps, then for dq, and for dk and dv, which its run of queries sums
+backward: first for p and dp, which it keeps, then for dq, and for dk and dv, which its run of queries sums
 in a place of its own. Block by block, the rows of those that list it are taken together, as in the forward. `sums` adds
 what all runs left, always in the same order.
 """
@@ -15,6 +15,7 @@ from ...runs import reach_of
 from ...schedule import Schedule
 from ...target import Target
 from ...tiling import RowTile, padded
+from .backward_rows import ADDED, DELTA, GATE, LOG_SUM, OF_ROW, TOTAL, clear_row, finish_row, load_row
 from .common import ELEMENT, NEG_INF, STORAGE, call, decode_run, down, prelude, product, scalar, up
 from .run_sums import seen_by_run, sums_kernel
 
@@ -27,9 +28,10 @@ def get_gather_attention_bwd_kernel(desc: KernelDesc, schedule: Schedule, target
 
 
 def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
-    """Return the kernel q, k packed both ways, v by columns, list, out, lse, dout, dlse -> dq, dk and dv of each run.
+    """Return the kernel q, k packed both ways, v by columns, list, lse, dout, dlse, gates -> dq, dk and dv of each run.
 
-    Queries are kept scaled, in log2 units, and so is dk.
+    Gates, their gradients and `add` are as in the streamed attention's. Queries are kept scaled, in log2 units, and so
+    is dk.
     """
     dtype, group, dk, dv = desc.dtype, desc.size("group"), desc.size("dk"), desc.size("dv")
     block, n, causal = desc.size("block"), desc.size("n"), desc.word("reach") == "causal"
@@ -39,33 +41,28 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
     batch, tokens, kv_heads, blocks, runs, reach, workers = (
         T.dynamic(x) for x in ("batch", "tokens", "kv_heads", "blocks", "runs", "reach", "workers")
     )
+    gate_rows, paths = T.dynamic("gate_rows"), T.dynamic("paths")
 
     @T.macro
-    def load_queries(q, out, lse, dout, dlse, q_up, do_up, logs, base, rest, taken, b, t0, h, chunk, scale):
+    def load_queries(state, q, dout, q_up, do_up, lse, dlse, gates, gate_step, column, taken, b, t0, h, chunk, scale):
         call("fill_rows", q_up.data, taken * heads, wide_k)
         call("fill_rows", do_up.data, taken * heads, wide_v)
         for i in T.serial(taken):
             for g in T.serial(heads):
-                logs[i * heads + g] = -NEG_INF
-                base[i * heads + g] = 0.0
-                rest[i * heads + g] = 0.0
+                row = i * heads + g
+                clear_row(state, row)
                 if chunk * heads + g < group:
                     for c in T.serial(dk):
-                        q_up[i * heads + g, c] = up(dtype, q[b, t0 + i, h, chunk * heads + g, c]) * scalar(
-                            "log2_units", scale
-                        )
+                        q_up[row, c] = up(dtype, q[b, t0 + i, h, chunk * heads + g, c]) * scalar("log2_units", scale)
                     for c in T.serial(dv):
-                        do_up[i * heads + g, c] = up(dtype, dout[b, t0 + i, h, chunk * heads + g, c])
-                    base[i * heads + g] = scalar(
-                        f"dot_row<{ELEMENT[dtype]}>",
-                        *(
-                            T.address_of(do_up[i * heads + g, 0]),
-                            T.address_of(out[b, t0 + i, h, chunk * heads + g, 0]),
-                            dv,
-                        ),
-                    )
-                    rest[i * heads + g] = -dlse[b, t0 + i, h, chunk * heads + g]
-                    logs[i * heads + g] = scalar("log2_of", lse[b, t0 + i, h, chunk * heads + g])
+                        do_up[row, c] = up(dtype, dout[b, t0 + i, h, chunk * heads + g, c])
+                    load_row(state, row, lse, dlse, gates, gate_step, column, b, t0 + i, h, chunk * heads + g)
+
+    @T.macro
+    def finish_queries(state, grad_gates, do_up, column, taken, b, t0, h, chunk):
+        for i in T.serial(taken):
+            for g in T.serial(T.min(heads, group - chunk * heads)):
+                finish_row(state, i * heads + g, grad_gates, do_up, column, b, t0 + i, h, chunk * heads + g)
 
     def end_of(t, length, q_start):
         """The end of the keys that query `t` may see."""
@@ -78,15 +75,19 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
         k_rows: T.Tensor((batch, kv_heads, blocks, block, wide_k), "float32"),
         v_columns: T.Tensor((batch, kv_heads, blocks, dv, width), "float32"),
         block_indices: T.Tensor((batch, tokens, kv_heads, n), "int32"),
-        out: T.Tensor((batch, tokens, kv_heads, group, dv), storage),
         lse: T.Tensor((batch, tokens, kv_heads, group), "float32"),
         dout: T.Tensor((batch, tokens, kv_heads, group, dv), storage),
         dlse: T.Tensor((batch, tokens, kv_heads, group), "float32"),
+        gates: T.Tensor((gate_rows, paths), "float32"),
+        grad_gates: T.Tensor((batch, tokens, kv_heads, group, paths), "float32"),
         dq: T.Tensor((batch, tokens, kv_heads, group, dk), storage),
         parts_k: T.Tensor((batch, kv_heads, runs, reach, wide_k), "float32"),
         parts_v: T.Tensor((batch, kv_heads, runs, reach, wide_v), "float32"),
-        kept: T.Tensor((workers, 2, queries * n, heads, width), "float32"),  # by member: p, and p * (dp - base)
+        kept: T.Tensor((workers, 2, queries * n, heads, width), "float32"),  # by member: p, and dp
         marks: T.Tensor((workers, blocks, 2), "int32"),
+        gate_step: T.int32,
+        column: T.int32,
+        add: T.int32,
         length: T.int32,
         run: T.int32,
         q_start: T.int32,
@@ -102,9 +103,7 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
             q_rows = T.alloc_local((queries * heads + 1, wide_k), "float32")
             do_rows = T.alloc_local((queries * heads + 1, wide_v), "float32")
             dq_rows = T.alloc_local((queries * heads, wide_k), "float32")
-            logs = T.alloc_local((queries * heads,), "float32")
-            base = T.alloc_local((queries * heads,), "float32")
-            rest = T.alloc_local((queries * heads,), "float32")
+            state = T.alloc_local((OF_ROW, queries * heads), "float32")
             limits = T.alloc_local((queries,), "int32")
             counts = T.alloc_local((queries,), "int32")
             listed = T.alloc_local((queries * n,), "int32")
@@ -134,7 +133,7 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                     )
                     for chunk in T.serial(chunks):
                         load_queries(
-                            *(q, out, lse, dout, dlse, q_up, do_up, logs, base, rest),
+                            *(state, q, dout, q_up, do_up, lse, dlse, gates, gate_step, column),
                             *(taken, b, t0, h, chunk, scale),
                         )
                         call("fill_rows", dq_up.data, taken * heads, wide_k)
@@ -174,12 +173,15 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                                 for g in T.serial(heads):
                                     for lane in T.serial(seen, width):
                                         kept[worker, 0, first + x, g, lane] = NEG_INF
-                                    rest[member * heads + g] = rest[member * heads + g] + scalar(
+                                    row = member * heads + g
+                                    call(
                                         "weigh_row",
                                         T.address_of(kept[worker, 0, first + x, g, 0]),
                                         T.address_of(kept[worker, 1, first + x, g, 0]),
-                                        *(width, logs[member * heads + g], base[member * heads + g]),
+                                        *(width, state[LOG_SUM, row]),
+                                        *(T.address_of(state[TOTAL, row]), T.address_of(state[DELTA, row])),
                                     )
+                        finish_queries(state, grad_gates, do_up, column, taken, b, t0, h, chunk)
                         for u in T.serial(found):
                             j = listed[u]
                             first = begins[u]
@@ -187,11 +189,12 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                             seen = T.min(block, end_of(t0 + members[first + many - 1], length, q_start) - j * block)
                             for x in T.serial(many):
                                 for g in T.serial(heads):
+                                    row = members[first + x] * heads + g
                                     call(
-                                        "axpy<nsa::f32>",
+                                        "to_scores_row",
                                         T.address_of(kept[worker, 1, first + x, g, 0]),
                                         T.address_of(kept[worker, 0, first + x, g, 0]),
-                                        *(-rest[members[first + x] * heads + g], width),
+                                        *(width, state[GATE, row], state[DELTA, row], state[ADDED, row]),
                                     )
                             call(
                                 "copy_members",
@@ -236,9 +239,17 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                             )
                         for i in T.serial(taken):
                             for g in T.serial(T.min(heads, group - chunk * heads)):
-                                for c in T.serial(dk):
-                                    dq[b, t0 + i, h, chunk * heads + g, c] = down(
-                                        dtype, dq_up[i * heads + g, c] * scale
+                                call("scale_row", T.address_of(dq_up[i * heads + g, 0]), scale, dk)
+                                if add != 0:
+                                    call(
+                                        f"add_row<{ELEMENT[dtype]}>",
+                                        *(
+                                            T.address_of(dq_up[i * heads + g, 0]),
+                                            T.address_of(dq[b, t0 + i, h, chunk * heads + g, 0]),
+                                            dk,
+                                        ),
                                     )
+                                for c in T.serial(dk):
+                                    dq[b, t0 + i, h, chunk * heads + g, c] = down(dtype, dq_up[i * heads + g, c])
 
     return gather_attention_runs

@@ -1,10 +1,12 @@
 """Streamed attention, backward, in two parts that need no atomics: over runs of queries, and over what runs left.
 
-Weights are recomputed from lse: p = exp(s - lse), ds = p * (dp - delta) with delta = sum_j p_j dp_j - dlse. dout . out
-for delta would bring in out's rounding, several times the error of eager gradients. So a tile of queries passes twice
-over its keys: first for p and p * (dp - base), base = dout . out, which it keeps, and rest = sum_j p_j (dp_j - base) -
-dlse; then ds = p * (dp - base) - p * rest, and from it dq, dk and dv: five products in all. A run of queries is one
-task, and sums dk and dv of its tiles in a place of its own; `sums` adds those of all runs, always in the same order.
+Weights are recomputed from lse: p = exp(s - lse), and divided by their sum, since lse was rounded. With dp = dout . v
+and delta = sum_j p_j dp_j, which is dout . out but for out's rounding, an output that counts `gate` times has
+ds = p * (gate * (dp - delta) + dlse) and dv = gate * p dout, and delta is the gradient of the gate. So neither out nor
+gate * dout has to be in memory, and one dout serves all paths of a program, which add up dq. A tile of queries passes
+twice over its keys: first for p and dp, which it keeps, and delta; then for ds, and from it dq, dk and dv: five
+products in all. A run of queries is one task, and sums dk and dv of its tiles in a place of its own; `sums` adds those
+of all runs, always in the same order.
 """
 
 from typing import Any
@@ -15,9 +17,9 @@ from ...desc import KernelDesc
 from ...schedule import Schedule
 from ...target import Target
 from ...tiling import RowTile, padded
+from .backward_rows import ADDED, DELTA, GATE, LOG_SUM, OF_ROW, TOTAL, clear_row, finish_row, load_row, of_rows
 from .common import (
     ELEMENT,
-    NEG_INF,
     STORAGE,
     bound_at,
     call,
@@ -31,7 +33,6 @@ from .common import (
     scalar,
     stage_rows,
     unpack_lanes,
-    up,
 )
 from .run_sums import seen_by_run, sums_kernel
 
@@ -44,7 +45,10 @@ def get_stream_attention_bwd_kernel(desc: KernelDesc, schedule: Schedule, target
 
 
 def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
-    """Return the kernel q, k, v, out, lse, dout, dlse -> dq, and dk and dv of each run of queries."""
+    """Return the kernel q, k, v, lse, dout, dlse, gates -> dq, and dk and dv of each run of queries, and grad_gates.
+
+    The output's gates are column `column` of `gates`; with `add`, dq is added to what is there.
+    """
     dtype, group, dk, dv = desc.dtype, desc.size("group"), desc.size("dk"), desc.size("dv")
     ranges = desc.streamed.ranges
     tile = RowTile.of(group, schedule.query_lanes)
@@ -54,27 +58,30 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
     batch, tokens, keys, kv_heads, runs, reach, passed, workers = (
         T.dynamic(n) for n in ("batch", "tokens", "keys", "kv_heads", "runs", "reach", "passed", "workers")
     )
+    gate_rows, paths = T.dynamic("gate_rows"), T.dynamic("paths")
 
     @T.macro
-    def load_rows(out, lse, dlse, do_t, logs, base, rest, lo, hi, filled, b, t0, h, chunk, q_start):
-        """Set what each lane's query starts from; a lane without a query has weight 0 everywhere."""
+    def load_rows(state, lse, dlse, gates, gate_step, column, lo, hi, filled, b, t0, h, chunk, q_start):
+        """Set what each lane's query starts from, and the keys that it sees."""
         for lane in T.serial(lanes):
             t = t0 + T.truncdiv(lane, heads)
             g = chunk * heads + T.truncmod(lane, heads)
-            logs[lane] = -NEG_INF
-            base[lane] = 0.0
-            rest[lane] = 0.0
+            clear_row(state, lane)
             for r, _ in enumerate(ranges):
                 lo[r, lane] = 0
                 hi[r, lane] = 0
             if lane < filled:
-                for c in T.serial(dv):
-                    base[lane] = base[lane] + do_t[c, lane] * up(dtype, out[b, t, h, g, c])
-                rest[lane] = -dlse[b, t, h, g]
-                logs[lane] = scalar("log2_of", lse[b, t, h, g])
+                load_row(state, lane, lse, dlse, gates, gate_step, column, b, t, h, g)
                 for r, span in enumerate(ranges):
                     lo[r, lane] = bound_at(span.lo, q_start + t, keys)
                     hi[r, lane] = bound_at(span.hi, q_start + t, keys)
+
+    @T.macro
+    def finish_rows(state, grad_gates, do_up, column, filled, b, t0, h, chunk):
+        for lane in T.serial(filled):
+            t = t0 + T.truncdiv(lane, heads)
+            g = chunk * heads + T.truncmod(lane, heads)
+            finish_row(state, lane, grad_gates, do_up, column, b, t, h, g)
 
     def add_to_keys(parts, key, kept, weights, rows_up, rows, filled):
         """Return the call that adds weights [keys, lanes] times the tile's rows to gradients of keys, from `key` on."""
@@ -100,14 +107,18 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
         q: T.Tensor((batch, tokens, kv_heads, group, dk), storage),
         k: T.Tensor((batch, keys, kv_heads, dk), storage),
         v: T.Tensor((batch, keys, kv_heads, dv), storage),
-        out: T.Tensor((batch, tokens, kv_heads, group, dv), storage),
         lse: T.Tensor((batch, tokens, kv_heads, group), "float32"),
         dout: T.Tensor((batch, tokens, kv_heads, group, dv), storage),
         dlse: T.Tensor((batch, tokens, kv_heads, group), "float32"),
+        gates: T.Tensor((gate_rows, paths), "float32"),
+        grad_gates: T.Tensor((batch, tokens, kv_heads, group, paths), "float32"),
         dq: T.Tensor((batch, tokens, kv_heads, group, dk), storage),
         parts_k: T.Tensor((batch, kv_heads, runs, reach, wide_k), "float32"),
         parts_v: T.Tensor((batch, kv_heads, runs, reach, wide_v), "float32"),
-        kept: T.Tensor((workers, 2, passed, lanes), "float32"),  # a tile's p, and p * (dp - base)
+        kept: T.Tensor((workers, 2, passed, lanes), "float32"),  # a tile's p, and dp
+        gate_step: T.int32,
+        column: T.int32,
+        add: T.int32,
         run: T.int32,
         q_start: T.int32,
         scale: T.float32,
@@ -121,9 +132,8 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
             dq_t = T.alloc_local((dk, lanes), "float32")
             q_up = T.alloc_local((lanes, wide_k), "float32")
             do_up = T.alloc_local((lanes, wide_v), "float32")
-            logs = T.alloc_local((lanes,), "float32")
-            base = T.alloc_local((lanes,), "float32")
-            rest = T.alloc_local((lanes,), "float32")
+            state = T.alloc_local((OF_ROW, lanes), "float32")
+            factors = T.alloc_local((lanes,), "float32")
             lo = T.alloc_local((len(ranges), lanes), "int32")
             hi = T.alloc_local((len(ranges), lanes), "int32")
             k_up = T.alloc_local((staged, dk), "float32")
@@ -147,7 +157,7 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                         copy_rows(q, q_up, wide_k, b, t0, h, chunk, filled)
                         copy_rows(dout, do_up, wide_v, b, t0, h, chunk, filled)
                         load_rows(
-                            *(out, lse, dlse, do_t, logs, base, rest, lo, hi),
+                            *(state, lse, dlse, gates, gate_step, column, lo, hi),
                             *(filled, b, t0, h, chunk, q_start),
                         )
                         call("fill", dq_t.data, T.float32(0), dk * lanes)
@@ -180,9 +190,10 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                                 call(
                                     f"weigh<{lanes}>",
                                     *(T.address_of(kept[worker, 0, at, 0]), T.address_of(kept[worker, 1, at, 0])),
-                                    *(rows, logs.data, base.data, rest.data),
+                                    *(rows, of_rows(state, LOG_SUM), of_rows(state, TOTAL), of_rows(state, DELTA)),
                                 )
                                 at = at + rows
+                        finish_rows(state, grad_gates, do_up, column, filled, b, t0, h, chunk)
                         end = 0
                         at = 0
                         for span in ranges:
@@ -194,9 +205,9 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                                 if converted:
                                     stage_rows(dtype, k, k_up, rows, b, j0, h)
                                 call(
-                                    f"subtract_rest<{lanes}>",
+                                    f"to_scores<{lanes}>",
                                     *(T.address_of(kept[worker, 1, at, 0]), T.address_of(kept[worker, 0, at, 0])),
-                                    *(rows, rest.data),
+                                    *(rows, of_rows(state, GATE), of_rows(state, DELTA), of_rows(state, ADDED)),
                                 )
                                 call(
                                     product(lanes, schedule, "SUM"),
@@ -210,7 +221,10 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                                     parts_v, (b, h, index, j0 - from_key), kept, (worker, 0, at), do_up, rows, filled
                                 )
                                 at = at + rows
-                        call("fill", base.data, scale, lanes)
-                        unpack_lanes(dtype, dq, dq_t, heads, filled, base, b, t0, h, chunk * heads)
+                        call("fill", factors.data, scale, lanes)
+                        if add != 0:
+                            unpack_lanes(dtype, dq, dq_t, heads, filled, factors, b, t0, h, chunk * heads, added=True)
+                        else:
+                            unpack_lanes(dtype, dq, dq_t, heads, filled, factors, b, t0, h, chunk * heads)
 
     return stream_attention_runs

@@ -336,32 +336,52 @@ NSA_INLINE void softmax_pieces(float *S, const int32_t *places, int count, int64
 // lse in log2 units, such that 2^(score - it) is the weight; +inf, hence weight 0, for an empty row.
 NSA_INLINE float log2_of(float lse) { return lse == -INFINITY ? INFINITY : lse * 1.44269504088896341f; }
 
-// Backward of the softmax, a query in each lane: from scores S in log2 units to weights p = 2^(S - lse), and from dp,
-// the gradient of the weights, to p * (dp - delta), whose sum over the keys is added to rest: what delta lacks.
+// Backward of the softmax, a query in each lane: scores S in log2 units become weights p = 2^(S - lse), whose sum over
+// the keys is added to total; and p * dp to delta, dp being what an output's gradient makes that of its weights.
 template <int LANES>
-NSA_INLINE void weigh(float *S, float *dp, int rows, const float *lse, const float *delta, float *rest) {
+NSA_INLINE void weigh(float *S, const float *dp, int rows, const float *lse, float *total, float *delta) {
   for (int lane = 0; lane < LANES; lane += W) {
-    vf log_sum = load(lse + lane), mean = load(delta + lane), sum = vf{};
+    vf log_sum = load(lse + lane), whole = vf{}, sum = vf{};
     for (int j = 0; j < rows; j++) {
-      vf p = exp2(load(S + j * LANES + lane) - log_sum), weighted = p * (load(dp + j * LANES + lane) - mean);
+      vf p = exp2(load(S + j * LANES + lane) - log_sum);
       store(S + j * LANES + lane, p);
-      store(dp + j * LANES + lane, weighted);
-      sum += weighted;
+      whole += p;
+      sum += p * load(dp + j * LANES + lane);
     }
-    store(rest + lane, load(rest + lane) + sum);
+    store(total + lane, load(total + lane) + whole);
+    store(delta + lane, load(delta + lane) + sum);
   }
 }
 
-// The same for a row of n keys of one query; returns the sum of p * (dp - delta).
-NSA_INLINE float weigh_row(float *S, float *dp, int n, float lse, float delta) {
-  vf sums = vf{};
+// The same for a row of n keys of one query.
+NSA_INLINE void weigh_row(float *S, const float *dp, int n, float lse, float *sum_p, float *delta) {
+  vf whole = vf{}, sum = vf{};
   for (int i = 0; i < n; i += W) {
-    vf p = exp2(load(S + i) - splat(lse)), weighted = p * (load(dp + i) - splat(delta));
+    vf p = exp2(load(S + i) - splat(lse));
     store(S + i, p);
-    store(dp + i, weighted);
-    sums += weighted;
+    whole += p;
+    sum += p * load(dp + i);
   }
-  return total(sums);
+  *sum_p += total(whole);
+  *delta += total(sum);
+}
+
+// After them, dp becomes the gradient of the scores, p * (gate * (dp - delta) + dlse), a query in each lane.
+template <int LANES>
+NSA_INLINE void to_scores(float *dp, const float *p, int rows, const float *gate, const float *delta, const float *dlse) {
+  for (int lane = 0; lane < LANES; lane += W) {
+    vf factor = load(gate + lane), mean = load(delta + lane), added = load(dlse + lane);
+    for (int j = 0; j < rows; j++) {
+      float *ds = dp + j * LANES + lane;
+      store(ds, load(p + j * LANES + lane) * (factor * (load(ds) - mean) + added));
+    }
+  }
+}
+
+// The same for a row of n keys of one query.
+NSA_INLINE void to_scores_row(float *dp, const float *p, int n, float gate, float delta, float dlse) {
+  for (int i = 0; i < n; i += W)
+    store(dp + i, load(p + i) * (splat(gate) * (load(dp + i) - splat(delta)) + splat(dlse)));
 }
 
 NSA_INLINE void scale_row(float *x, float factor, int n) {
@@ -495,8 +515,8 @@ NSA_INLINE void pack_lanes(float *dst, int lanes, const typename T::raw *src, in
         dst[c * lanes + i] = 0.0f;
 }
 
-// The way back: row r of dst [c] = factors[r] * src[c][r] for r < rows.
-template <typename T, int HEADS>
+// The way back: row r of dst [c] = factors[r] * src[c][r] for r < rows; with ADDED, what it holds is added.
+template <typename T, int HEADS, bool ADDED = false>
 NSA_INLINE void unpack_lanes(typename T::raw *dst, int64_t query, int64_t head, const float *src, int lanes, int rows,
                              int width, const float *factors) {
   int r = 0;
@@ -509,24 +529,17 @@ NSA_INLINE void unpack_lanes(typename T::raw *dst, int64_t query, int64_t head, 
       vf x[W];
       NSA_UNROLL for (int i = 0; i < W; i++) x[i] = load(src + (c + i) * lanes + r) * factor;
       transpose(x);
-      NSA_UNROLL for (int i = 0; i < W; i++) store_down<T>(row[i] + c, x[i]);
+      NSA_UNROLL for (int i = 0; i < W; i++) store_down<T>(row[i] + c, ADDED ? x[i] + load_up<T>(row[i] + c) : x[i]);
     }
     for (; c < width; c++)
       for (int i = 0; i < W; i++)
-        row[i][c] = T::down(src[c * lanes + r + i] * factor[i]);
+        row[i][c] = T::down(src[c * lanes + r + i] * factor[i] + (ADDED ? T::up(row[i][c]) : 0.0f));
   }
   for (; r < rows; r++)
-    for (int c = 0; c < width; c++)
-      dst[row_at<HEADS>(r, query, head) + c] = T::down(src[c * lanes + r] * factors[r]);
-}
-
-// What `weigh` left, p * (dp - delta), gets the rest of delta: ds -= p * rest, a query in each lane.
-template <int LANES> NSA_INLINE void subtract_rest(float *ds, const float *p, int rows, const float *rest) {
-  for (int lane = 0; lane < LANES; lane += W) {
-    vf missing = load(rest + lane);
-    for (int j = 0; j < rows; j++)
-      store(ds + j * LANES + lane, load(ds + j * LANES + lane) - load(p + j * LANES + lane) * missing);
-  }
+    for (int c = 0; c < width; c++) {
+      typename T::raw *to = dst + row_at<HEADS>(r, query, head) + c;
+      *to = T::down(src[c * lanes + r] * factors[r] + (ADDED ? T::up(*to) : 0.0f));
+    }
 }
 
 // x * Phi(x) with the exact error function.
