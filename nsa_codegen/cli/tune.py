@@ -52,7 +52,9 @@ def tune(
             help="Optuna storage: journal:///file, sqlite:///file, postgresql+psycopg://...; by default a journal."
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run, or join another tuner of it.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run, if need be from its log alone, or join another tuner.")
+    ] = False,
     logs: Annotated[Path | None, typer.Option(help="Folder of logs; tuning_logs/ of the checkout, or here.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Candidates built at a time; one per core.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampler.")] = 0,

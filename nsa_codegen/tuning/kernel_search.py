@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -56,12 +56,8 @@ class KernelSearch:
         self.study = SharedStudy(tuner.storage, name, self._space.axes, seed=options.seed)
         facts = {name: options.meta.environment.get(name) for name in DEVICE_FACTS}
         self.study.require_facts({"judge": options.meta.judge, **facts})
-        logged = [r for r in read_log(self._log).records if r.desc == desc]
-        if logged and not self.study.records():
-            raise TuningError(
-                f"{self._log} has {len(logged)} records of {desc}, and the storage {options.storage} knows none of "
-                f"them: name the --storage that the run was made with, or choose another --run"
-            )
+        logged = {r.number: r for r in read_log(self._log).records if r.desc == desc and r.stage == "search"}
+        self._is_restored = self.study.restore(tuple(logged.values()), lambda record: _cost(record, logged))
         self._finals = self._logged_finals()
         self._random = random.Random(options.seed + len(self.study.records()))
         self._refused_proposals = 0
@@ -80,7 +76,7 @@ class KernelSearch:
     def settle(self) -> None:
         """Bring study and log together: log what it lacks, finish or give up trials of tuners that are gone."""
         for record in self.study.unfinished():
-            self.study.tell(record.number, self._cost(record))
+            self.study.tell(record.number, self._cost_of(record))
         self.study.give_up_gone()
         for record in self.study.records():
             append(self._log, record)
@@ -121,6 +117,8 @@ class KernelSearch:
     def finish(self) -> None:
         """Measure the best once more beside the default, in a new process, unless another tuner does or has."""
         records = self.study.records()
+        if self._is_restored and max((f.when for f in self._finals), default="") > max(r.when for r in records):
+            return  # the log has the final round of these
         if not self.study.first_to(f"final round of {_counted(records)}"):
             self._finals = self._logged_finals()
             return
@@ -259,15 +257,11 @@ class KernelSearch:
         """Keep a record in the study, then in the log, then finish its trial: in this order, so that none gets lost."""
         self.study.keep(record)
         append(self._log, record)
-        self.study.tell(record.number, self._cost(record))
+        self.study.tell(record.number, self._cost_of(record))
         self._tuner.report(self.found)
 
-    def _cost(self, record: Record) -> float | None:
-        """Return what a trial is told: the cost of its record, or of the candidate whose text it has."""
-        if record.status != "same":
-            return cost_of(record)
-        twin = next((r for r in self.study.records() if r.number == record.same_as), None)
-        return None if twin is None else cost_of(twin)
+    def _cost_of(self, record: Record) -> float | None:
+        return _cost(record, {r.number: r for r in self.study.records()} if record.status == "same" else {})
 
     def _schedule(self, values: Any) -> Schedule:
         return self._space.schedule(values)
@@ -275,6 +269,12 @@ class KernelSearch:
     def _give_up(self, claims: list[Claim]) -> None:
         for claim in claims:
             self.study.give_up(claim, "its tuner was interrupted")
+
+
+def _cost(record: Record, by_number: Mapping[int, Record]) -> float | None:
+    """Return what a trial is told: the cost of its record, or of the candidate whose text it has."""
+    found = record if record.status != "same" else by_number.get(-1 if record.same_as is None else record.same_as)
+    return None if found is None else cost_of(found)
 
 
 def _counted(records: tuple[Record, ...]) -> int:

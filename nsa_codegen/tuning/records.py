@@ -198,16 +198,32 @@ def append(path: Path, record: Record) -> None:
     """Add `record` to the log at `path` as one write of one line under a lock, and sync it to the disk.
 
     A record that is there already is not added again, so that whoever finds one missing may add it. A torn last line of
-    a killed writer is cut off first. Folders are made. Raises `OSError` if the disk refuses.
+    a killed writer is cut off first. Folders are made. Raises `TuningLogError` if another candidate of the search has
+    its number, and `OSError` if the disk refuses.
     """
     line = json.dumps(record.to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path) as handle:
         content = os.pread(handle, os.fstat(handle).st_size, 0)
-        if line in content.split(b"\n"):
+        lines = content.split(b"\n")
+        if line in lines:
             return
+        if record.stage == "search":
+            _require_number_is_free(path, record, lines)
         os.write(handle, _mend(handle, content) + line + b"\n")
         os.fsync(handle)
+
+
+def _require_number_is_free(path: Path, record: Record, lines: list[bytes]) -> None:
+    desc = record.desc.to_json()
+    for line in lines:
+        if b'"number":%d,' % record.number not in line or b'"stage":"search"' not in line or not _is_json(line):
+            continue
+        if json.loads(line)["desc"] == desc:
+            raise TuningLogError(
+                f"{path} has another candidate {record.number} of {record.desc}: a tuner with another --storage writes "
+                f"to it; let one storage serve all tuners of a run"
+            )
 
 
 def write_meta(path: Path, meta: Meta) -> None:

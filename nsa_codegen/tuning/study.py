@@ -3,7 +3,7 @@
 A tuner that asks for a candidate says so in the storage, and goes on only if no trial before it has the same schedule:
 trials are numbered by the storage, so that of two tuners that choose alike exactly one goes on. A finished trial keeps
 its record, whence a log that lacks it is completed. The trial of a tuner that is gone is given up, and its schedule is
-free again.
+free again. A study whose storage is gone gets its trials back from the log.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from .records import Record
 
 try:
     import optuna
+    from optuna.distributions import CategoricalDistribution
     from optuna.samplers import BaseSampler, TPESampler
     from optuna.storages import BaseStorage, JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
@@ -47,6 +48,7 @@ _STALE_SECONDS = 3600.0  # the same for a trial that a tuner on another machine 
 _POLL_SECONDS = 0.02
 _MOST_ATTEMPTS = 10
 _BUSY_SECONDS = 60  # that SQLite waits for another tuner's writing
+_RESTORE_SECONDS = 60.0  # that one tuner waits for another that gives the study its trials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +124,67 @@ class SharedStudy:
                 f"the study {self._name!r} is of another device or judge, (its, ours): {differ}; choose another --run, "
                 f"or go on where it was begun"
             )
+
+    def restore(self, records: Sequence[Record], cost: Callable[[Record], float | None]) -> bool:
+        """Give the study what it lacks of the `records` of its log, by their numbers: its storage was another, or lost.
+
+        Return whether it lacked some. `cost` is what each is told. Raises `TuningError` if a record has the number of
+        another trial of the study, or a schedule that is not of the axes.
+        """
+        begin, lacked = time.monotonic(), self._lacks(records)
+        while self._lacks(records):
+            if self.first_to("trials of the log"):
+                by_number = {r.number: r for r in records}
+                for number in range(self._count(), max(by_number) + 1):
+                    self._study.add_trial(self._trial_of(by_number.get(number), cost))
+                self.done_with()
+            elif time.monotonic() - begin > _RESTORE_SECONDS:
+                raise TuningError(
+                    f"the log has trials of {self._name!r} that the storage lacks, and was written to by a tuner with "
+                    f"another --storage meanwhile: let one storage serve all tuners of a run"
+                )
+            else:
+                time.sleep(_POLL_SECONDS)
+        return lacked
+
+    def _lacks(self, records: Sequence[Record]) -> bool:
+        """Return whether some record has no trial; raises `TuningError` if the trial of its number is another."""
+        known, count, lacks = {r.number: r for r in self.records()}, self._count(), False
+        for record in records:
+            lacks |= record.number >= count
+            if record.number < count and known.get(record.number) != record:
+                raise TuningError(
+                    f"candidate {record.number} of {self._name!r} is another in the storage than in the log: name the "
+                    f"--storage that the run was made with, or choose another --run"
+                )
+        return lacks
+
+    def _count(self) -> int:
+        """Return how many trials there are, those given up among them."""
+        return len(self._study.get_trials(deepcopy=False))
+
+    def _trial_of(self, record: Record | None, cost: Callable[[Record], float | None]) -> FrozenTrial:
+        """Return the finished trial that a record was made of; without one, a trial that was given up."""
+        create = optuna.trial.create_trial
+        if record is None:
+            return create(state=TrialState.FAIL, user_attrs={VOID: "it left no record"})
+        value = cost(record)
+        try:
+            return create(
+                state=TrialState.PRUNED if value is None else TrialState.COMPLETE,
+                value=value,
+                params=dict(record.schedule),
+                distributions={name: CategoricalDistribution(allowed) for name, allowed in self.axes.items()},
+                user_attrs={
+                    CLAIM: self.owner,
+                    RECORD: json.dumps(record.to_json(), sort_keys=True, allow_nan=False),
+                },
+            )
+        except ValueError as error:
+            raise TuningError(
+                f"candidate {record.number} of {self._name!r} in the log is not of today's space ({error}): choose "
+                f"another --run"
+            ) from error
 
     def counted_before(self, number: int) -> int:
         """Return how many trials before `number` are judged or claimed, without those that were illegal."""

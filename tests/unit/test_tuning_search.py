@@ -19,10 +19,10 @@ import pytest
 import tuning_fakes as fakes
 from tuning_fakes import DESC, META, TARGET
 
-from nsa_codegen.errors import TuningError
+from nsa_codegen.errors import TuningError, TuningLogError
 from nsa_codegen.tuning import kernel_search
 from nsa_codegen.tuning.options import Tools
-from nsa_codegen.tuning.records import Judged, log_path, read_log
+from nsa_codegen.tuning.records import Judged, append, log_path, read_log
 from nsa_codegen.tuning.search import Tuner, require_new_run
 
 TOOLS = Tools(
@@ -81,19 +81,48 @@ def test_whatever_a_candidate_does_is_a_record_and_the_search_goes_on(tmp_path):
     assert found.default == search[64, 64] and found.finals == tuple(finals)
 
 
-def test_a_run_is_not_begun_twice_and_goes_on_only_with_its_own_study(tmp_path):
+def test_a_run_is_not_begun_twice_and_goes_on_only_on_its_own_device(tmp_path):
     options = fakes.options_in(tmp_path, trials=2)
     require_new_run(options)
     _, search, _ = tune(tmp_path, trials=2)
     assert len(search) == 2
     with pytest.raises(TuningError, match=r"run 'r' exists already for x86_64_v4 .*--resume"):
         require_new_run(options)
-    with pytest.raises(TuningError, match="knows none of them"):
-        tune(tmp_path, storage=f"sqlite:///{tmp_path / 'other.db'}")
     with pytest.raises(TuningError, match="processor 'p', and this run of 'q'"):
         tune(tmp_path, meta=replace(META, environment={"processor": "q", "cores": 2}))
     with pytest.raises(TuningError, match="of another device or judge"):
         tune(tmp_path, logs=tmp_path / "elsewhere", meta=replace(META, environment={"processor": "q"}))
+
+
+def test_a_run_goes_on_from_its_log_when_the_storage_is_lost(tmp_path):
+    """As if the storage were there: numbers, schedules, and twins go on; nothing is judged twice."""
+    tools = replace(TOOLS, build=fakes.build_apart, judge=fakes.slow_judge)
+    tune(tmp_path, tools, trials=4)
+    text = (tmp_path / LOG).read_text()
+    tune(tmp_path, tools, trials=4, storage=f"sqlite:///{tmp_path / 'second.db'}")
+    assert (tmp_path / LOG).read_text() == text
+    _, search, _ = tune(tmp_path, tools, trials=6, storage=f"journal:///{tmp_path / 'third'}")
+    assert (tmp_path / LOG).read_text().startswith(text) and len(search) == 6
+    judged, _ = judged_in(tmp_path)
+    assert len(judged) == len(set(judged)) == 6
+    _, search, _ = tune(tmp_path, tools, trials=8)  # the first storage, which lacks what the third added
+    assert len(search) == 8
+    numbers = [r.number for r in read_log(tmp_path / LOG).records if r.stage == "search"]
+    assert len(numbers) == len(set(numbers)) == 8
+
+
+def test_one_log_is_not_written_by_tuners_of_two_storages(tmp_path):
+    tune(tmp_path, trials=3)
+    text = (tmp_path / LOG).read_text()
+    storage = f"sqlite:///{tmp_path / 'other.db'}"
+    (tmp_path / "elsewhere").mkdir()
+    tune(tmp_path / "elsewhere", trials=5, storage=storage, seed=1)
+    with pytest.raises(TuningError, match=r"is another in the storage than in the log: name the --storage"):
+        tune(tmp_path, trials=5, storage=storage)
+    record = read_log(tmp_path / LOG).records[1]
+    with pytest.raises(TuningLogError, match=r"has another candidate 1 of .*let one storage serve"):
+        append(tmp_path / LOG, replace(record, when="2020-01-01T00:00:00+00:00"))
+    assert (tmp_path / LOG).read_text() == text
 
 
 def test_a_run_that_is_done_stays_as_it_is_and_more_trials_add_to_it(tmp_path):
