@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nsa_codegen.desc import KernelDesc
 from nsa_codegen.schedule import Schedule
-from nsa_codegen.tuning.records import Meta, Record, Spread, append, log_path, write_meta
+from nsa_codegen.tuning.records import Meta, Record, Spread, append, log_path, read_log, write_meta
 
 ENVIRONMENT = {"processor": "Test Processor", "cores": 2, "compiler": "gcc 12", "tilelang": "0.1.15", "torch": "2.13"}
 
@@ -52,7 +53,7 @@ def record(
 def write_log(
     logs: Path, arch: str, *records: Record, run: str = "run", environment: Mapping[str, Any] = ENVIRONMENT
 ) -> Path:
-    """Append records of one kind to a log and write its meta; return the log."""
+    """Append records of one kind to a log and write its meta; return the log. Candidates of one number get others."""
     desc = records[0].desc
     path = log_path(logs, arch, desc, run)
     judge = records[0].judge
@@ -61,6 +62,10 @@ def write_log(
         path,
         Meta(run=run, target=arch, judge=judge, command="nsa-codegen tune", environment=environment, space=space),
     )
+    taken = {(r.desc, r.number) for r in read_log(path).records if r.stage == "search"} if path.exists() else set()
     for one in records:
+        while one.stage == "search" and (one.desc, one.number) in taken:
+            one = replace(one, number=one.number + 1)
+        taken |= {(one.desc, one.number)} if one.stage == "search" else set()
         append(path, one)
     return path
