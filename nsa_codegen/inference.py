@@ -143,14 +143,14 @@ def by_runs(
     batch, tokens, heads, dv = out.shape
     rows, run = _run_shape(plan, scope.q, dv)
     held = [scope.q.new_empty((rows, run, heads, dv)) for _ in plan.paths]
-    kept = [torch.empty((rows, run, heads)) for _ in plan.paths] if lses is None else None
+    kept = [] if lses is not None else [torch.empty((rows, run, heads)) for _ in plan.paths]
     for lead, part in _runs(batch, tokens, rows, run):
         chosen = _rows(scope.q, lead, part)
         outs = [_cut(o, (*chosen.shape[:3], dv)) for o in held]
-        if kept is not None:
+        if lses is None:
             sums = [_cut(lse, chosen.shape[:3]) for lse in kept]
         else:
-            sums = [_rows(lse, lead, part) for lse in lses or ()]
+            sums = [_rows(lse, lead, part) for lse in lses]
         lists: dict[int, Tensor] = {}
         for number in plan.order:
             _attend(plan, number, scope, chosen, lead, part.start, (outs[number], sums[number]), lists)

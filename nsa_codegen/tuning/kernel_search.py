@@ -56,9 +56,10 @@ class KernelSearch:
         self.study = SharedStudy(tuner.storage, name, self._space.axes, seed=options.seed)
         facts = {name: options.meta.environment.get(name) for name in DEVICE_FACTS}
         self.study.require_facts({"judge": options.meta.judge, **facts})
-        logged = {r.number: r for r in read_log(self._log).records if r.desc == desc and r.stage == "search"}
+        records = [r for r in read_log(self._log).records if r.desc == desc]
+        logged = {r.number: r for r in records if r.stage == "search"}
         self._is_restored = self.study.restore(tuple(logged.values()), lambda record: _cost(record, logged))
-        self._finals = self._logged_finals()
+        self._finals = [r for r in records if r.stage == "final"]
         self._random = random.Random(options.seed + len(self.study.records()))
         self._refused_proposals = 0
         self._order = self._predicted_order()

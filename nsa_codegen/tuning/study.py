@@ -131,8 +131,9 @@ class SharedStudy:
         Return whether it lacked some. `cost` is what each is told. Raises `TuningError` if a record has the number of
         another trial of the study, or a schedule that is not of the axes.
         """
-        begin, lacked = time.monotonic(), self._lacks(records)
-        while self._lacks(records):
+        begin = time.monotonic()
+        lacked = lacks = self._lacks(records)
+        while lacks:
             if self.first_to("trials of the log"):
                 by_number = {r.number: r for r in records}
                 for number in range(self._count(), max(by_number) + 1):
@@ -145,6 +146,7 @@ class SharedStudy:
                 )
             else:
                 time.sleep(_POLL_SECONDS)
+            lacks = self._lacks(records)
         return lacked
 
     def _lacks(self, records: Sequence[Record]) -> bool:

@@ -83,8 +83,9 @@ def test_memory_beyond_operands(direction: str, kernels: Path) -> None:
     settings = Settings(tokens=(65536,), backward_tokens=(65536,), num_heads=4, threads=1)
     found = measure_peak(settings, who="nsa", direction=direction, tokens=65536)
     assert found.get("error") is None
-    if found["exact"]:
-        assert found["bytes"] <= 0.25 * found["operands_bytes"] + 64e6
+    if not found["exact"]:
+        pytest.skip("this system keeps the highest mark of memory since the process began")
+    assert found["bytes"] <= 0.25 * found["operands_bytes"] + 64e6
 
 
 def test_kf08_no_matrix_of_scores(kernels: Path) -> None:

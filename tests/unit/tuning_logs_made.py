@@ -64,8 +64,9 @@ def write_log(
     )
     taken = {(r.desc, r.number) for r in read_log(path).records if r.stage == "search"} if path.exists() else set()
     for one in records:
-        while one.stage == "search" and (one.desc, one.number) in taken:
-            one = replace(one, number=one.number + 1)
-        taken |= {(one.desc, one.number)} if one.stage == "search" else set()
+        if one.stage == "search":
+            while (one.desc, one.number) in taken:
+                one = replace(one, number=one.number + 1)
+            taken.add((one.desc, one.number))
         append(path, one)
     return path
