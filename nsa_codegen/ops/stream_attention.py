@@ -125,7 +125,7 @@ def run_queries(found: Extent, values: Values, *, q: Tensor, k: Tensor, v: Tenso
 
 def gate_of(*, path: int, paths: int, shared: bool) -> dict[str, int]:
     """Return what runs of queries are told of gates, `shared` by all rows or [.., paths]: the first path begins dq."""
-    return {"column": path, "paths": paths, "gate_step": 0 if shared else 1, "add": int(path > 0)}
+    return {"column": path, "paths": paths, "gate_step": 0 if shared else 1}
 
 
 def runs_of(desc: KernelDesc, visible: RangeSet, call: Call) -> Runs:

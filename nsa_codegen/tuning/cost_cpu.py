@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..ops import Sizes
 
 # Of one core of an AMD EPYC 9004 (Zen 4) under Linux, 2 cores, gcc 12: measured with nsa_codegen/bench/peak.cpp and
-# with the primitives of templates/cpu/tile.h by themselves.
+# with the primitives of templates/cpu/tile by themselves.
 CLOCK = 3.67e9  # of the 117 GFLOP/s of multiply-adds, 32 operations a clock
 FMA_BYTES = 64  # of float32 multiplied and added a clock
 MOST_FMA = 2  # instructions of multiply-add a clock

@@ -70,7 +70,7 @@ def _stream_rows(desc: KernelDesc, schedule: CpuSchedule, sizes: Sizes) -> CpuLo
         passes=passes,
         streamed=times * passed * (dk + dv) * DTYPE_BYTES[desc.dtype],
         reach=sizes.keys * (dk + dv) * DTYPE_BYTES[desc.dtype],
-        unique=_operands(desc, sizes, queries=1, keys=1),
+        unique=_operands(desc, sizes, queries=(1, 1), keys=1),
     )
 
 
@@ -118,7 +118,7 @@ def _stream_runs(desc: KernelDesc, schedule: CpuSchedule, sizes: Sizes) -> CpuLo
         passes=passes,
         streamed=times * passed * (keys_read + element * dk + 2 * added + 2 * kept),  # 2: written and read
         reach=keys_passed(visible, queries=tile.queries, **where) * (keys_read + added + kept),
-        unique=_operands(desc, sizes, queries=2, keys=1) + FLOAT * parts,
+        unique=_operands(desc, sizes, queries=(2, 1), keys=1) + FLOAT * parts,
     )  # fmt: skip
 
 
@@ -152,8 +152,8 @@ def _gather_rows(desc: KernelDesc, schedule: CpuSchedule, sizes: Sizes) -> CpuLo
         {
             "weights": listed * heads * width,
             "converted": queries * heads * dk,
-            "filled": queries * heads * dv + listed * heads * dk,
-            "added": queries * heads * dv + listed * heads * columns,
+            "filled": queries * heads * dv,
+            "added": queries * heads * dv,
             "scalar": queries * n * 4 + queries * heads * 8,
         }
     )
@@ -166,12 +166,12 @@ def _gather_rows(desc: KernelDesc, schedule: CpuSchedule, sizes: Sizes) -> CpuLo
         tasks=sizes.batch * sizes.kv_heads * ceil_div(sizes.tokens, tile.queries),
         products=(
             Product(times=times, rows=met.rows, lanes=width, depth=dk),
-            Product(times=times, rows=met.rows, lanes=columns, depth=block),
+            Product(times=times, rows=met.rows, lanes=columns, depth=block, sums=True),
         ),
         passes=passes,
         streamed=blocks * FLOAT * width * (dk + dv),
         reach=FLOAT * sizes.keys * (dk + dv),
-        unique=_operands(desc, sizes, queries=1, keys=2 if desc.dtype != "float32" else 1),
+        unique=_operands(desc, sizes, queries=(1, 1), keys=2 if desc.dtype != "float32" else 1),
     )
 
 
@@ -188,9 +188,9 @@ def _gather_runs(desc: KernelDesc, schedule: CpuSchedule, sizes: Sizes) -> CpuLo
     passes = passes_of(
         {
             "gradients": listed * step * width,
-            "added": listed * step * (width + wide_k) + rows * (dk + dv),  # of the scores' gradients; dq, scaled; dout
+            "added": listed * step * width + rows * (dk + dv),  # of the scores' gradients; dq, scaled; dout
             "converted": rows * (dk + dv),
-            "filled": rows * (2 * wide_k + wide_v) + parts + listed * step * 2 * (wide_k + wide_v),
+            "filled": rows * (2 * wide_k + wide_v) + parts,
             "scalar": rows + heads * sizes.tokens * n * 4,  # who lists which block, once each
         }
     )
@@ -203,14 +203,16 @@ def _gather_runs(desc: KernelDesc, schedule: CpuSchedule, sizes: Sizes) -> CpuLo
         products=(
             Product(times=times, rows=met.rows, lanes=width, depth=dk),
             Product(times=times, rows=met.rows, lanes=width, depth=dv),
-            Product(times=times, rows=met.rows, lanes=wide_k, depth=block),
+            Product(times=times, rows=met.rows, lanes=wide_k, depth=block, sums=True),
             Product(times=times, rows=block, lanes=wide_k, depth=met.rows, sums=True, stride=FLOAT * width),
             Product(times=times, rows=block, lanes=wide_v, depth=met.rows, sums=True, stride=FLOAT * width),
         ),
         passes=passes,
         streamed=blocks * (read + 2 * added),  # 2: written and read
         reach=sizes.keys / block * (read + added),
-        unique=_operands(desc, sizes, queries=2, keys=0) + heads * ceil_div(sizes.keys, block) * read + FLOAT * parts,
+        unique=_operands(desc, sizes, queries=(2, 1), keys=0)
+        + heads * ceil_div(sizes.keys, block) * read
+        + FLOAT * parts,
     )
 
 
@@ -233,11 +235,16 @@ class _Met:
         return cls(listed=one.total, blocks=together.total, rows=rows, longest=one.longest)
 
 
-def _operands(desc: KernelDesc, sizes: Sizes, *, queries: int, keys: int) -> float:
-    """Return the bytes of `queries` row vectors of the key and value dims for each query head, and `keys` of keys."""
-    dims = desc.size("dk") + desc.size("dv")
-    rows = sizes.tokens * desc.size("group") * queries + sizes.keys * keys
-    return float(sizes.batch * sizes.kv_heads * rows * dims * DTYPE_BYTES[desc.dtype])
+def _operands(desc: KernelDesc, sizes: Sizes, *, queries: tuple[int, int], keys: int) -> float:
+    """Return the bytes of `keys` rows of both dims for each key, and of `queries` rows for each query head.
+
+    Of these there are as many of the key dim and as many of the value dim: a forward has q and out, (1, 1), and a
+    backward q, dq and dout, (2, 1).
+    """
+    dk, dv = desc.size("dk"), desc.size("dv")
+    of_query = queries[0] * dk + queries[1] * dv
+    rows = sizes.tokens * desc.size("group") * of_query + sizes.keys * keys * (dk + dv)
+    return float(sizes.batch * sizes.kv_heads * rows * DTYPE_BYTES[desc.dtype])
 
 
 def _summed(full: float, stepped: float, *, rows: int, lanes: int, depth: int, stride: int = FLOAT) -> list[Product]:

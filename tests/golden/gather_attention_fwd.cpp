@@ -2,7 +2,7 @@
 // schedule query_lanes=64 key_tile=64 register_rows=4 register_vectors=4
 // target x86_64_v4 (cpu, 512-bit vectors, 32 registers)
 // emitted by TileLang 0.1.15
-// NSA_MAX_SELECTED 8, then templates/cpu/tile.h
+// NSA_MAX_SELECTED 8, then templates/cpu/tile
 
 static int32_t gather_attention_kernel(int32_t* block_indices, float* k, float* kept, float* lse, int32_t* marks, float* out, float* q, float* v, int32_t blocks, int32_t kv_heads, int32_t length, int32_t q_start, float scale, int32_t task_hi, int32_t task_lo, int32_t tokens, int32_t worker) {
   int32_t b[1];
@@ -50,13 +50,14 @@ static int32_t gather_attention_kernel(int32_t* block_indices, float* k, float* 
       j[0] = listed[u];
       first[0] = begins[u];
       many[0] = (begins[(((int64_t)u) + (int64_t)1)] - first[0]);
-      nsa::copy_members(rows, q_up, (&(members[first[(int64_t)0]])), many[0], 32);
-      nsa::product<16, 4, 4, nsa::ZERO>((&(kept[((((int64_t)worker) * (int64_t)8192) + (((int64_t)first[(int64_t)0]) * (int64_t)16))])), 16, rows, 32, 1, (&(k[(((((((int64_t)b[(int64_t)0]) * ((int64_t)blocks)) * ((int64_t)kv_heads)) * (int64_t)512) + ((((int64_t)h[(int64_t)0]) * ((int64_t)blocks)) * (int64_t)512)) + (((int64_t)j[(int64_t)0]) * (int64_t)512))])), many[0], 32, rows);
+      int64_t v__2 = ((int64_t)u) + (int64_t)1;
+      int64_t v__3 = ((int64_t)found[(int64_t)0]) - (int64_t)1;
+      nsa::product<16, 4, 4, nsa::ZERO>((&(kept[((((int64_t)worker) * (int64_t)8192) + (((int64_t)first[(int64_t)0]) * (int64_t)16))])), 16, nsa::member_rows(rows, q_up, (&(members[first[(int64_t)0]])), many[0], 32), 32, 1, (&(k[(((((((int64_t)b[(int64_t)0]) * ((int64_t)blocks)) * ((int64_t)kv_heads)) * (int64_t)512) + ((((int64_t)h[(int64_t)0]) * ((int64_t)blocks)) * (int64_t)512)) + (((int64_t)j[(int64_t)0]) * (int64_t)512))])), many[0], 32, rows, nsa::lines<nsa::f32, false>((&(k[(((((((int64_t)b[(int64_t)0]) * ((int64_t)blocks)) * ((int64_t)kv_heads)) * (int64_t)512) + ((((int64_t)h[(int64_t)0]) * ((int64_t)blocks)) * (int64_t)512)) + (((int64_t)listed[((v__2) < (v__3) ? (v__2) : (v__3))]) * (int64_t)512))])), (int64_t)0, 0, 1, 512, 0, 1));
       if ((length < ((j[0] * 16) + 16)) || (((q_start + t0[0]) + members[first[(int64_t)0]]) < ((j[0] * 16) + 15))) {
         for (int32_t x = 0; x < many[0]; ++x) {
-          int32_t v__2 = ((q_start + t0[0]) + members[(((int64_t)first[(int64_t)0]) + ((int64_t)x))]) + 1;
-          int32_t v__3 = ((length) < (v__2) ? (length) : (v__2)) - (j[0] * 16);
-          seen[0] = ((16) < (v__3) ? (16) : (v__3));
+          int32_t v__4 = ((q_start + t0[0]) + members[(((int64_t)first[(int64_t)0]) + ((int64_t)x))]) + 1;
+          int32_t v__5 = ((length) < (v__4) ? (length) : (v__4)) - (j[0] * 16);
+          seen[0] = ((16) < (v__5) ? (16) : (v__5));
           for (int32_t lane = seen[0]; lane < 16; ++lane) {
             kept[((((((int64_t)worker) * (int64_t)8192) + (((int64_t)first[(int64_t)0]) * (int64_t)16)) + (((int64_t)x) * (int64_t)16)) + ((int64_t)lane))] = -INFINITY;
           }
@@ -72,11 +73,13 @@ static int32_t gather_attention_kernel(int32_t* block_indices, float* k, float* 
       j[0] = listed[u_1];
       first[0] = begins[u_1];
       many[0] = (begins[(((int64_t)u_1) + (int64_t)1)] - first[0]);
-      int32_t v__4 = ((q_start + t0[0]) + members[((((int64_t)first[(int64_t)0]) + ((int64_t)many[(int64_t)0])) - (int64_t)1)]) + 1;
-      int32_t v__5 = ((length) < (v__4) ? (length) : (v__4)) - (j[0] * 16);
-      seen[0] = ((16) < (v__5) ? (16) : (v__5));
-      nsa::product<32, 4, 4, nsa::ZERO>(rows, 32, (&(kept[((((int64_t)worker) * (int64_t)8192) + (((int64_t)first[(int64_t)0]) * (int64_t)16))])), 16, 1, (&(v[(((((((int64_t)b[(int64_t)0]) * ((int64_t)blocks)) * ((int64_t)kv_heads)) * (int64_t)512) + ((((int64_t)h[(int64_t)0]) * ((int64_t)blocks)) * (int64_t)512)) + (((int64_t)j[(int64_t)0]) * (int64_t)512))])), many[0], seen[0], rows);
-      nsa::add_members(o, rows, (&(members[first[(int64_t)0]])), many[0], 32);
+      int32_t v__6 = ((q_start + t0[0]) + members[((((int64_t)first[(int64_t)0]) + ((int64_t)many[(int64_t)0])) - (int64_t)1)]) + 1;
+      int32_t v__7 = ((length) < (v__6) ? (length) : (v__6)) - (j[0] * 16);
+      seen[0] = ((16) < (v__7) ? (16) : (v__7));
+      int64_t v__8 = ((int64_t)u_1) + (int64_t)1;
+      int64_t v__9 = ((int64_t)found[(int64_t)0]) - (int64_t)1;
+      nsa::product<32, 4, 4, nsa::SUM>(nsa::member_sums(rows, o, (&(members[first[(int64_t)0]])), many[0], 32), 32, (&(kept[((((int64_t)worker) * (int64_t)8192) + (((int64_t)first[(int64_t)0]) * (int64_t)16))])), 16, 1, (&(v[(((((((int64_t)b[(int64_t)0]) * ((int64_t)blocks)) * ((int64_t)kv_heads)) * (int64_t)512) + ((((int64_t)h[(int64_t)0]) * ((int64_t)blocks)) * (int64_t)512)) + (((int64_t)j[(int64_t)0]) * (int64_t)512))])), many[0], seen[0], rows, nsa::lines<nsa::f32, false>((&(v[(((((((int64_t)b[(int64_t)0]) * ((int64_t)blocks)) * ((int64_t)kv_heads)) * (int64_t)512) + ((((int64_t)h[(int64_t)0]) * ((int64_t)blocks)) * (int64_t)512)) + (((int64_t)listed[((v__8) < (v__9) ? (v__8) : (v__9))]) * (int64_t)512))])), (int64_t)0, 0, 1, 512, 0, 1));
+      nsa::add_spare(o, rows, (&(members[first[(int64_t)0]])), many[0], 32);
     }
     int32_t taken_2 = taken[0];
     int32_t b_2 = b[0];

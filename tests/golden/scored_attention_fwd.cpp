@@ -2,7 +2,7 @@
 // schedule query_lanes=64 key_tile=64 register_rows=4 register_vectors=4
 // target x86_64_v4 (cpu, 512-bit vectors, 32 registers)
 // emitted by TileLang 0.1.15
-// NSA_MAX_SELECTED 4, then templates/cpu/tile.h
+// NSA_MAX_SELECTED 4, then templates/cpu/tile
 
 static int32_t scored_attention_kernel(int32_t* indices, float* k, float* lse, float* out, float* q, float* scores, float* sums, float* tops, float* v, int32_t blocks, int32_t keys, int32_t kv_heads, int32_t q_start, float scale, int32_t steps, int32_t task_hi, int32_t task_lo, int32_t tokens, int32_t worker) {
   int32_t b[1];
@@ -50,7 +50,7 @@ static int32_t scored_attention_kernel(int32_t* indices, float* k, float* lse, f
       j0[0] = (i * 64);
       int32_t v__6 = end[0] - j0[0];
       rows[0] = ((64) < (v__6) ? (64) : (v__6));
-      nsa::product<64, 4, 4, nsa::ZERO>(s, 64, (&(k[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)32) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 1, q_t, rows[0], 32, alpha);
+      nsa::product<64, 4, 4, nsa::ZERO>(s, 64, (&(k[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)32) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 1, q_t, rows[0], 32, alpha, nsa::lines<nsa::f32, false>((&(q[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), filled[0], filled[0], 32, i, ((end[0] + 63) >> 6)));
       if ((0 < (j0[0] + rows[0])) && (((((q_start + t0[0]) - 3) / 4) < (j0[0] + rows[0])) || (keys < (j0[0] + rows[0])))) {
         nsa::mask_lanes<64, 1>(s, lo, hi, j0[0], rows[0]);
       }
@@ -58,7 +58,7 @@ static int32_t scored_attention_kernel(int32_t* indices, float* k, float* lse, f
       int32_t rows_1 = rows[0];
       nsa::block_sums<64, 64, 2, 2>((&(sums[((((int64_t)i) * (int64_t)2112) + ((((int64_t)worker) * ((int64_t)steps)) * (int64_t)2112))])), s, rows_1);
       nsa::copy((&(tops[((((int64_t)i) * (int64_t)64) + ((((int64_t)worker) * ((int64_t)steps)) * (int64_t)64))])), top, 64);
-      nsa::product<64, 4, 4, nsa::RESCALE>(o_t, 64, (&(v[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)48) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)48)) + (((int64_t)h[(int64_t)0]) * (int64_t)48))])), 1, (((int64_t)kv_heads) * (int64_t)48), s, 48, rows[0], alpha);
+      nsa::product<64, 4, 4, nsa::RESCALE>(o_t, 64, (&(v[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)48) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)48)) + (((int64_t)h[(int64_t)0]) * (int64_t)48))])), 1, (((int64_t)kv_heads) * (int64_t)48), s, 48, rows[0], alpha, nsa::lines<nsa::f32, true>((&(out[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)48) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)48)) + (((int64_t)h[(int64_t)0]) * (int64_t)48))])), (((int64_t)kv_heads) * (int64_t)48), 0, filled[0], 48, i, ((end[0] + 63) >> 6)));
     }
     int32_t filled_2 = filled[0];
     int32_t b_1 = b[0];

@@ -2,7 +2,7 @@
 // schedule query_lanes=64 key_tile=64 register_rows=4 register_vectors=4
 // target x86_64_v4 (cpu, 512-bit vectors, 32 registers)
 // emitted by TileLang 0.1.15
-// NSA_MAX_SELECTED 8, then templates/cpu/tile.h
+// NSA_MAX_SELECTED 8, then templates/cpu/tile
 
 static int32_t select_blocks_kernel(int32_t* indices, float* k, float* q, float* scores, int32_t blocks, int32_t keys, int32_t kv_heads, int32_t q_start, int32_t task_hi, int32_t task_lo, int32_t tokens, int32_t worker) {
   float ones[64];
@@ -34,7 +34,7 @@ static int32_t select_blocks_kernel(int32_t* indices, float* k, float* q, float*
       j0[0] = (i * 64);
       int32_t v__3 = end[0] - j0[0];
       rows[0] = ((64) < (v__3) ? (64) : (v__3));
-      nsa::product<64, 4, 4, nsa::ZERO>(s, 64, (&(k[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)32) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 1, q_t, rows[0], 32, s);
+      nsa::product<64, 4, 4, nsa::ZERO>(s, 64, (&(k[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)32) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 1, q_t, rows[0], 32, s, nsa::lines<nsa::f32, false>((&(q[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), filled[0], filled[0], 32, i, ((end[0] + 63) >> 6)));
       nsa::unpack_lanes<nsa::f32, 1>((&(scores[(((((int64_t)worker) * ((int64_t)blocks)) * (int64_t)64) + ((int64_t)j0[(int64_t)0]))])), ((int64_t)blocks), 0, s, 64, filled[0], rows[0], ones);
     }
     for (int32_t row = 0; row < ((64) < (v_) ? (64) : (v_)); ++row) {

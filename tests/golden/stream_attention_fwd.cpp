@@ -2,7 +2,7 @@
 // schedule query_lanes=64 key_tile=64 register_rows=4 register_vectors=4
 // target x86_64_v4 (cpu, 512-bit vectors, 32 registers)
 // emitted by TileLang 0.1.15
-// NSA_MAX_SELECTED 1, then templates/cpu/tile.h
+// NSA_MAX_SELECTED 1, then templates/cpu/tile
 
 static int32_t stream_attention_kernel(float* k, float* lse, float* out, float* q, float* v, int32_t keys, int32_t kv_heads, int32_t q_start, float scale, int32_t task_hi, int32_t task_lo, int32_t tokens) {
   int32_t b[1];
@@ -61,16 +61,17 @@ static int32_t stream_attention_kernel(float* k, float* lse, float* out, float* 
     int32_t v__12 = (v__11) < (keys) ? (v__11) : (keys);
     int32_t v__13 = (0) > (v__12) ? (0) : (v__12);
     end[0] = ((v__10) > (v__13) ? (v__10) : (v__13));
-    for (int32_t i = 0; i < (((end[0] + 63) - begin[0]) >> 6); ++i) {
+    int32_t steps = (((end[0] + 63) - begin[0]) >> 6);
+    for (int32_t i = 0; i < steps; ++i) {
       j0[0] = ((i * 64) + begin[0]);
       int32_t v__14 = end[0] - j0[0];
       rows[0] = ((64) < (v__14) ? (64) : (v__14));
-      nsa::product<64, 4, 4, nsa::ZERO>(s, 64, (&(k[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)32) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 1, q_t, rows[0], 32, alpha);
+      nsa::product<64, 4, 4, nsa::ZERO>(s, 64, (&(k[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)32) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 1, q_t, rows[0], 32, alpha, nsa::lines<nsa::f32, false>((&(q[((((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32)) + (((int64_t)chunk[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), filled[0], filled[0], 32, i, steps));
       if (((j0[0] < 0) || (((j0[0] + 63) < last) && (j0[0] < keys))) || ((0 < (j0[0] + rows[0])) && (((first + 1) < (j0[0] + rows[0])) || (keys < (j0[0] + rows[0]))))) {
         nsa::mask_lanes<64, 1>(s, lo, hi, j0[0], rows[0]);
       }
       nsa::softmax_step<64>(s, rows[0], top, total, alpha);
-      nsa::product<64, 4, 4, nsa::RESCALE>(o_t, 64, (&(v[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)32) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), 1, (((int64_t)kv_heads) * (int64_t)32), s, 32, rows[0], alpha);
+      nsa::product<64, 4, 4, nsa::RESCALE>(o_t, 64, (&(v[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)32) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), 1, (((int64_t)kv_heads) * (int64_t)32), s, 32, rows[0], alpha, nsa::lines<nsa::f32, true>((&(out[((((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32)) + (((int64_t)chunk[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 0, filled[0], 32, i, steps));
     }
     int32_t filled_2 = filled[0];
     int32_t b_1 = b[0];

@@ -1,6 +1,7 @@
 """The emitted text of a few kernels, as it was last looked at; `pytest tests/golden --update-golden` writes it anew.
 
-The prelude, `tile.h`, is in the repository already: a line stands for it, after it was found in the text verbatim.
+The prelude, `templates/cpu/tile`, is in the repository already: a line stands for it, after it was found in the text
+verbatim.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def text_of(desc: KernelDesc) -> str:
     assert isinstance(selected, int)
     under = prelude(selected).strip()
     assert under in text, "the text does not hold the prelude"
-    return text.replace(under, f"// NSA_MAX_SELECTED {selected}, then templates/cpu/tile.h") + "\n"
+    return text.replace(under, f"// NSA_MAX_SELECTED {selected}, then templates/cpu/tile") + "\n"
 
 
 @pytest.mark.parametrize("name", GOLDEN)

@@ -1,1 +1,1 @@
-"""Kernels of the CPU targets: loops and indexing in TileLang, vector work in the primitives of `tile.h`."""
+"""Kernels of the CPU targets: loops and indexing in TileLang, vector work in the primitives of `tile/`."""

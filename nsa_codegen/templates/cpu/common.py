@@ -17,10 +17,14 @@ STORAGE = {"float32": "float32", "bfloat16": "uint16", "float16": "uint16"}
 ELEMENT = {"float32": "nsa::f32", "bfloat16": "nsa::bf16", "float16": "nsa::f16"}
 
 
+# The primitives, each of which may call those before it.
+TILE = ("vectors", "elements", "product", "softmax", "lanes", "blocks")
+
+
 def prelude(max_selected: int = 1) -> str:
     """Return the C++ text under a kernel; `max_selected` bounds the block lists that it handles."""
-    text = Path(__file__).with_name("tile.h").read_text()
-    return f"#define NSA_MAX_SELECTED {max_selected}\n{text}"
+    texts = (Path(__file__).with_name("tile").joinpath(f"{name}.h").read_text() for name in TILE)
+    return f"#define NSA_MAX_SELECTED {max_selected}\n" + "\n".join(texts)
 
 
 def up(dtype: str, value: Any) -> Any:
@@ -34,12 +38,12 @@ def down(dtype: str, value: Any) -> Any:
 
 
 def call(name: str, *arguments: Any) -> Any:
-    """Return a call of a primitive of `tile.h` that yields nothing."""
+    """Return a call of a primitive of `tile/` that yields nothing."""
     return T.call_extern("handle", f"nsa::{name}", *arguments)
 
 
 def scalar(name: str, *arguments: Any) -> Any:
-    """Return a call of a primitive of `tile.h` that yields a float32."""
+    """Return a call of a primitive of `tile/` that yields a float32."""
     return T.call_extern("float32", f"nsa::{name}", *arguments)
 
 
@@ -97,6 +101,35 @@ def unpack_lanes(
     return call(
         name, target, _position_stride(x), x.shape[-1], src.data, src.shape[-1], rows, x.shape[-1], factors.data
     )
+
+
+def lines_of(
+    dtype: str, x: Any, heads: int, rows: Any, share: tuple[Any, Any], *index: Any, ahead: bool = False
+) -> Any:
+    """Return the argument that has a product ask for the memory of rows of `x` (`pack_lanes`) while it computes.
+
+    They are the `rows` rows from `index` on, to be written, or if `ahead` as many behind them, to be read: the next
+    tile's. `share` is (part, parts): the part of them that this product asks for.
+    """
+    stride, width, count = _position_stride(x), x.shape[-1] * heads, T.ceildiv(rows, heads)
+    from_piece = count if ahead else 0
+    name = f"nsa::lines<{ELEMENT[dtype]}, {'false' if ahead else 'true'}>"
+    return T.call_extern("handle", name, T.address_of(x[(*index, 0)]), stride, from_piece, count, width, *share)
+
+
+def lines_at(address: Any, elements: int, *, written: bool = False) -> Any:
+    """Return the argument that has a product ask for the memory of so many float32 at `address` while it computes."""
+    name = f"nsa::lines<nsa::f32, {'true' if written else 'false'}>"
+    return T.call_extern("handle", name, address, T.int64(0), 0, 1, elements, 0, 1)
+
+
+def members_at(name: str, spare: Any, rows: Any, heads: int, members: Any, first: Any, many: Any) -> Any:
+    """Return the address that `member_rows` or `member_sums` has for the `heads` rows of each of some members.
+
+    They are members[first] to members[first + many - 1]; `spare` is where rows go that do not adjoin.
+    """
+    which = T.address_of(members[first])
+    return T.call_extern("handle", f"nsa::{name}", spare.data, rows.data, which, many, heads * rows.shape[-1])
 
 
 def rows_of_tile(tile: Any, group: int, tokens: Any, t0: Any, chunk: Any) -> Any:

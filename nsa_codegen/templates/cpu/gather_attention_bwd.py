@@ -16,7 +16,20 @@ from ...schedule import Schedule
 from ...target import Target
 from ...tiling import RowTile, padded
 from .backward_rows import ADDED, DELTA, GATE, LOG_SUM, OF_ROW, TOTAL, clear_row, finish_row, load_row
-from .common import ELEMENT, NEG_INF, STORAGE, call, decode_run, down, prelude, product, scalar, up
+from .common import (
+    ELEMENT,
+    NEG_INF,
+    STORAGE,
+    call,
+    decode_run,
+    down,
+    lines_at,
+    members_at,
+    prelude,
+    product,
+    scalar,
+    up,
+)
 from .run_sums import seen_by_run, sums_kernel
 
 
@@ -30,8 +43,8 @@ def get_gather_attention_bwd_kernel(desc: KernelDesc, schedule: Schedule, target
 def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
     """Return the kernel q, k packed both ways, v by columns, list, lse, dout, dlse, gates -> dq, dk and dv of each run.
 
-    Gates, their gradients and `add` are as in the streamed attention's. Queries are kept scaled, in log2 units, and so
-    is dk.
+    Gates, their gradients and what becomes of dq are as in the streamed attention's. Queries are kept scaled, in log2
+    units, and so is dk.
     """
     dtype, group, dk, dv = desc.dtype, desc.size("group"), desc.size("dk"), desc.size("dv")
     block, n, causal = desc.size("block"), desc.size("n"), desc.word("reach") == "causal"
@@ -87,7 +100,6 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
         marks: T.Tensor((workers, blocks, 2), "int32"),
         gate_step: T.int32,
         column: T.int32,
-        add: T.int32,
         length: T.int32,
         run: T.int32,
         q_start: T.int32,
@@ -111,7 +123,7 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
             members = T.alloc_local((queries * n,), "int32")
             places = T.alloc_local((queries, n), "int32")
             b, h, index, to_key, t0, stop, taken, found = (T.alloc_var("int32") for _ in range(8))
-            j, first, many, seen, member = (T.alloc_var("int32") for _ in range(5))
+            j, after, first, many, seen, member = (T.alloc_var("int32") for _ in range(6))
             call("fill_rows", T.address_of(marks[worker, 0, 0]), blocks, 2)
             for task in T.serial(task_lo, task_hi):
                 b, h, index = decode_run(task, runs, kv_heads)
@@ -139,33 +151,22 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                         call("fill_rows", dq_up.data, taken * heads, wide_k)
                         for u in T.serial(found):
                             j = listed[u]
+                            after = listed[T.min(u + 1, found - 1)]
                             first = begins[u]
                             many = begins[u + 1] - first
                             call(
-                                "copy_members",
-                                q_rows.data,
-                                q_up.data,
-                                T.address_of(members[first]),
-                                many,
-                                heads * wide_k,
-                            )
-                            call(
-                                "copy_members",
-                                do_rows.data,
-                                do_up.data,
-                                T.address_of(members[first]),
-                                many,
-                                heads * wide_v,
-                            )
-                            call(
                                 product(width, schedule, "ZERO"),
-                                *(T.address_of(kept[worker, 0, first, 0, 0]), width, q_rows.data, wide_k, 1),
+                                *(T.address_of(kept[worker, 0, first, 0, 0]), width),
+                                *(members_at("member_rows", q_rows, q_up, heads, members, first, many), wide_k, 1),
                                 *(T.address_of(k_columns[b, h, j, 0, 0]), many * heads, dk, q_rows.data),
+                                lines_at(T.address_of(k_columns[b, h, after, 0, 0]), dk * width),
                             )
                             call(
                                 product(width, schedule, "ZERO"),
-                                *(T.address_of(kept[worker, 1, first, 0, 0]), width, do_rows.data, wide_v, 1),
+                                *(T.address_of(kept[worker, 1, first, 0, 0]), width),
+                                *(members_at("member_rows", do_rows, do_up, heads, members, first, many), wide_v, 1),
                                 *(T.address_of(v_columns[b, h, j, 0, 0]), many * heads, dv, q_rows.data),
+                                lines_at(T.address_of(v_columns[b, h, after, 0, 0]), dv * width),
                             )
                             for x in T.serial(many):
                                 member = members[first + x]
@@ -184,6 +185,7 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                         finish_queries(state, grad_gates, do_up, column, taken, b, t0, h, chunk)
                         for u in T.serial(found):
                             j = listed[u]
+                            after = listed[T.min(u + 1, found - 1)]
                             first = begins[u]
                             many = begins[u + 1] - first
                             seen = T.min(block, end_of(t0 + members[first + many - 1], length, q_start) - j * block)
@@ -197,28 +199,14 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                                         *(width, state[GATE, row], state[DELTA, row], state[ADDED, row]),
                                     )
                             call(
-                                "copy_members",
-                                q_rows.data,
-                                q_up.data,
-                                T.address_of(members[first]),
-                                many,
-                                heads * wide_k,
-                            )
-                            call(
-                                "copy_members",
-                                do_rows.data,
-                                do_up.data,
-                                T.address_of(members[first]),
-                                many,
-                                heads * wide_v,
-                            )
-                            call(
-                                product(wide_k, schedule, "ZERO"),
-                                *(dq_rows.data, wide_k, T.address_of(kept[worker, 1, first, 0, 0]), width, 1),
+                                product(wide_k, schedule, "SUM"),
+                                *(members_at("member_sums", dq_rows, dq_up, heads, members, first, many), wide_k),
+                                *(T.address_of(kept[worker, 1, first, 0, 0]), width, 1),
                                 *(T.address_of(k_rows[b, h, j, 0, 0]), many * heads, seen, q_rows.data),
+                                lines_at(T.address_of(k_rows[b, h, after, 0, 0]), block * wide_k),
                             )
                             call(
-                                "add_members",
+                                "add_spare",
                                 dq_up.data,
                                 dq_rows.data,
                                 T.address_of(members[first]),
@@ -228,19 +216,31 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                             call(
                                 product(wide_k, schedule, "SUM"),
                                 *(T.address_of(parts_k[b, h, index, j * block, 0]), wide_k),
-                                *(T.address_of(kept[worker, 1, first, 0, 0]), 1, width, q_rows.data),
+                                *(T.address_of(kept[worker, 1, first, 0, 0]), 1, width),
+                                members_at("member_rows", q_rows, q_up, heads, members, first, many),
                                 *(seen, many * heads, q_rows.data),
+                                lines_at(
+                                    T.address_of(parts_k[b, h, index, after * block, 0]),
+                                    block * wide_k,
+                                    written=True,
+                                ),
                             )
                             call(
                                 product(wide_v, schedule, "SUM"),
                                 *(T.address_of(parts_v[b, h, index, j * block, 0]), wide_v),
-                                *(T.address_of(kept[worker, 0, first, 0, 0]), 1, width, do_rows.data),
+                                *(T.address_of(kept[worker, 0, first, 0, 0]), 1, width),
+                                members_at("member_rows", do_rows, do_up, heads, members, first, many),
                                 *(seen, many * heads, q_rows.data),
+                                lines_at(
+                                    T.address_of(parts_v[b, h, index, after * block, 0]),
+                                    block * wide_v,
+                                    written=True,
+                                ),
                             )
                         for i in T.serial(taken):
                             for g in T.serial(T.min(heads, group - chunk * heads)):
                                 call("scale_row", T.address_of(dq_up[i * heads + g, 0]), scale, dk)
-                                if add != 0:
+                                if column > 0:
                                     call(
                                         f"add_row<{ELEMENT[dtype]}>",
                                         *(

@@ -14,7 +14,20 @@ from ...desc import KernelDesc
 from ...schedule import Schedule
 from ...target import Target
 from ...tiling import RowTile, padded
-from .common import ELEMENT, NEG_INF, STORAGE, call, decode_task, down, prelude, product, scalar, up
+from .common import (
+    ELEMENT,
+    NEG_INF,
+    STORAGE,
+    call,
+    decode_task,
+    down,
+    lines_at,
+    members_at,
+    prelude,
+    product,
+    scalar,
+    up,
+)
 
 
 def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any:
@@ -51,6 +64,12 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
 
     def values_of(v, v_up, b, h, j):
         return T.address_of(v[b, h, j, 0, 0]) if packed else v_up.data
+
+    def next_block(x, b, h, listed, u, found, elements):
+        """What a product asks memory for: the block that the next one reads."""
+        if not packed:
+            return ()
+        return (lines_at(T.address_of(x[b, h, listed[T.min(u + 1, found - 1)], 0, 0]), elements),)
 
     @T.macro
     def stage_keys(k, k_t, b, h, j):
@@ -134,11 +153,12 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                         many = begins[u + 1] - first
                         if not packed:
                             stage_keys(k, k_t, b, h, j)
-                        call("copy_members", rows.data, q_up.data, T.address_of(members[first]), many, heads * dk)
                         call(
                             product(width, schedule, "ZERO"),
-                            *(T.address_of(kept[worker, first, 0, 0]), width, rows.data, dk, 1),
+                            *(T.address_of(kept[worker, first, 0, 0]), width),
+                            *(members_at("member_rows", rows, q_up, heads, members, first, many), dk, 1),
                             *(keys_of(k, k_t, b, h, j), many * heads, dk, rows.data),
+                            *next_block(k, b, h, listed, u, found, dk * width),
                         )
                         if end_of(t0 + members[first], length, q_start) < j * block + width or block < width:
                             for x in T.serial(many):
@@ -164,11 +184,13 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                         if not packed:
                             stage_values(v, v_up, b, h, j)
                         call(
-                            product(columns, schedule, "ZERO"),
-                            *(rows.data, columns, T.address_of(kept[worker, first, 0, 0]), width, 1),
+                            product(columns, schedule, "SUM"),
+                            *(members_at("member_sums", rows, o, heads, members, first, many), columns),
+                            *(T.address_of(kept[worker, first, 0, 0]), width, 1),
                             *(values_of(v, v_up, b, h, j), many * heads, seen, rows.data),
+                            *next_block(v, b, h, listed, u, found, block * columns),
                         )
-                        call("add_members", o.data, rows.data, T.address_of(members[first]), many, heads * columns)
+                        call("add_spare", o.data, rows.data, T.address_of(members[first]), many, heads * columns)
                     store_outputs(out, lse, o, top, total, taken, b, t0, h, chunk)
 
     return gather_attention

@@ -19,6 +19,7 @@ from .common import (
     call,
     columns_at,
     decode_task,
+    lines_of,
     pack_lanes,
     prelude,
     product,
@@ -93,6 +94,9 @@ def get_scored_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                         call(
                             product(lanes, schedule, "ZERO"),
                             *(s.data, lanes, *rows_at(dtype, k, k_up, b, j0, h), q_t.data, rows, dk, alpha.data),
+                            lines_of(
+                                dtype, q, heads, filled, (i, T.ceildiv(end, step)), b, t0, h, chunk * heads, ahead=True
+                            ),
                         )
                         if j0 + rows > bound_at(seen, q_start + t0, keys):
                             call(f"mask_lanes<{lanes}, 1>", s.data, lo.data, hi.data, j0, rows)
@@ -101,6 +105,7 @@ def get_scored_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                         call(
                             product(lanes, schedule, "RESCALE"),
                             *(o_t.data, lanes, *columns_at(dtype, v, v_up, b, j0, h), s.data, dv, rows, alpha.data),
+                            lines_of(dtype, out, heads, filled, (i, T.ceildiv(end, step)), b, t0, h, chunk * heads),
                         )
                     store_sums(lse, top, total, tile, filled, b, t0, h, chunk)
                     unpack_lanes(dtype, out, o_t, heads, filled, total, b, t0, h, chunk * heads)

@@ -19,6 +19,7 @@ from .common import (
     bound_at,
     call,
     decode_task,
+    lines_of,
     pack_lanes,
     prelude,
     product,
@@ -90,6 +91,9 @@ def compressed_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                         call(
                             product(lanes, schedule, "ZERO"),
                             *(s.data, lanes, *rows_at(dtype, k, k_up, b, j0, h), q_t.data, rows, dk, factor.data),
+                            lines_of(
+                                dtype, q, heads, filled, (i, T.ceildiv(end, step)), b, t0, h, chunk * heads, ahead=True
+                            ),
                         )
                         if j0 + rows > bound_at(seen, q_start + t0, keys):
                             call(f"mask_lanes<{lanes}, 1>", s.data, lo.data, hi.data, j0, rows)
@@ -149,6 +153,7 @@ def mean_key_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                     call(
                         product(lanes, schedule, "ZERO"),
                         *(s.data, lanes, *rows_at("float32", k, k, b, j0, h), q_t.data, rows, dk, s.data),
+                        lines_of(dtype, q, group, filled * group, (i, T.ceildiv(end, step)), b, t0, h, 0, ahead=True),
                     )
                     call(
                         "unpack_lanes<nsa::f32, 1>",

@@ -25,6 +25,7 @@ from .common import (
     call,
     columns_at,
     decode_run,
+    lines_of,
     pack_lanes,
     prelude,
     product,
@@ -47,7 +48,7 @@ def get_stream_attention_bwd_kernel(desc: KernelDesc, schedule: Schedule, target
 def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
     """Return the kernel q, k, v, lse, dout, dlse, gates -> dq, and dk and dv of each run of queries, and grad_gates.
 
-    The output's gates are column `column` of `gates`; with `add`, dq is added to what is there.
+    The output's gates are column `column` of `gates`; past the first, dq is added to what is there.
     """
     dtype, group, dk, dv = desc.dtype, desc.size("group"), desc.size("dk"), desc.size("dv")
     ranges = desc.streamed.ranges
@@ -118,7 +119,6 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
         kept: T.Tensor((workers, 2, passed, lanes), "float32"),  # a tile's p, and dp
         gate_step: T.int32,
         column: T.int32,
-        add: T.int32,
         run: T.int32,
         q_start: T.int32,
         scale: T.float32,
@@ -166,7 +166,8 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                         for span in ranges:
                             begin = T.max(end, bound_at(span.lo, first, keys))
                             end = T.max(begin, bound_at(span.hi, last, keys))
-                            for x in T.serial(T.ceildiv(end - begin, step)):
+                            steps = T.ceildiv(end - begin, step)
+                            for x in T.serial(steps):
                                 j0 = begin + x * step
                                 rows = T.min(step, end - j0)
                                 if converted:
@@ -176,6 +177,7 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                                     product(lanes, schedule, "ZERO"),
                                     *(T.address_of(kept[worker, 0, at, 0]), lanes),
                                     *(*rows_at(dtype, k, k_up, b, j0, h), q_t.data, rows, dk, q_t.data),
+                                    lines_of(dtype, q, heads, filled, (x, steps), b, t0, h, chunk * heads, ahead=True),
                                 )
                                 if T.Or(j0 < bound_at(span.lo, last, keys), j0 + rows > bound_at(span.hi, first, keys)):
                                     call(
@@ -186,6 +188,9 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                                     product(lanes, schedule, "ZERO"),
                                     *(T.address_of(kept[worker, 1, at, 0]), lanes),
                                     *(*rows_at(dtype, v, v_up, b, j0, h), do_t.data, rows, dv, do_t.data),
+                                    lines_of(
+                                        dtype, dout, heads, filled, (x, steps), b, t0, h, chunk * heads, ahead=True
+                                    ),
                                 )
                                 call(
                                     f"weigh<{lanes}>",
@@ -199,7 +204,8 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                         for span in ranges:
                             begin = T.max(end, bound_at(span.lo, first, keys))
                             end = T.max(begin, bound_at(span.hi, last, keys))
-                            for x in T.serial(T.ceildiv(end - begin, step)):
+                            steps = T.ceildiv(end - begin, step)
+                            for x in T.serial(steps):
                                 j0 = begin + x * step
                                 rows = T.min(step, end - j0)
                                 if converted:
@@ -213,6 +219,7 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                                     product(lanes, schedule, "SUM"),
                                     *(dq_t.data, lanes, *columns_at(dtype, k, k_up, b, j0, h)),
                                     *(T.address_of(kept[worker, 1, at, 0]), dk, rows, q_t.data),
+                                    lines_of(dtype, dq, heads, filled, (x, steps), b, t0, h, chunk * heads),
                                 )
                                 add_to_keys(
                                     parts_k, (b, h, index, j0 - from_key), kept, (worker, 1, at), q_up, rows, filled
@@ -222,7 +229,7 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                                 )
                                 at = at + rows
                         call("fill", factors.data, scale, lanes)
-                        if add != 0:
+                        if column > 0:
                             unpack_lanes(dtype, dq, dq_t, heads, filled, factors, b, t0, h, chunk * heads, added=True)
                         else:
                             unpack_lanes(dtype, dq, dq_t, heads, filled, factors, b, t0, h, chunk * heads)

@@ -19,6 +19,7 @@ from .common import (
     call,
     columns_at,
     decode_task,
+    lines_of,
     pack_lanes,
     prelude,
     product,
@@ -92,7 +93,8 @@ def get_stream_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                 for span in ranges:
                     begin = T.max(end, bound_at(span.lo, first, keys))
                     end = T.max(begin, bound_at(span.hi, last, keys))
-                    for i in T.serial(T.ceildiv(end - begin, step)):
+                    steps = T.ceildiv(end - begin, step)
+                    for i in T.serial(steps):
                         j0 = begin + i * step
                         rows = T.min(step, end - j0)
                         if converted:
@@ -101,6 +103,7 @@ def get_stream_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                         call(
                             product(lanes, schedule, "ZERO"),
                             *(s.data, lanes, *rows_at(dtype, k, k_up, b, j0, h), q_t.data, rows, dk, alpha.data),
+                            lines_of(dtype, q, heads, filled, (i, steps), b, t0, h, chunk * heads, ahead=True),
                         )
                         if T.Or(j0 < bound_at(span.lo, last, keys), j0 + rows > bound_at(span.hi, first, keys)):
                             call(f"mask_lanes<{lanes}, {len(ranges)}>", s.data, lo.data, hi.data, j0, rows)
@@ -108,6 +111,7 @@ def get_stream_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                         call(
                             product(lanes, schedule, "RESCALE"),
                             *(o_t.data, lanes, *columns_at(dtype, v, v_up, b, j0, h), s.data, dv, rows, alpha.data),
+                            lines_of(dtype, out, heads, filled, (i, steps), b, t0, h, chunk * heads),
                         )
                 store_sums(lse, top, total, tile, filled, b, t0, h, chunk)
                 unpack_lanes(dtype, out, o_t, heads, filled, total, b, t0, h, chunk * heads)

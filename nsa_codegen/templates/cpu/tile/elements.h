@@ -1,0 +1,168 @@
+// Types as they are stored, and rows of them.
+namespace nsa {
+
+struct f32 {
+  typedef float raw;
+  NSA_INLINE float up(raw x) { return x; }
+  NSA_INLINE raw down(float x) { return x; }
+};
+
+struct bf16 {
+  typedef uint16_t raw;
+  NSA_INLINE float up(raw x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float y;
+    memcpy(&y, &bits, 4);
+    return y;
+  }
+  NSA_INLINE raw down(float x) { // round to nearest, ties to even; NaN stays NaN
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    return (raw)(x == x ? rounded : 0x7fc0u);
+  }
+};
+
+struct f16 {
+  typedef uint16_t raw;
+  NSA_INLINE float up(raw x) {
+#if defined(__F16C__)
+    return _cvtsh_ss(x);
+#else
+    uint32_t magnitude = (uint32_t)(x & 0x7fffu) << 13, sign = (uint32_t)(x & 0x8000u) << 16;
+    float scaled, y;
+    memcpy(&scaled, &magnitude, 4);
+    scaled *= 5.192296858534828e33f; // 2^112 moves the exponent bias from 15 to 127, subnormals included
+    uint32_t bits;
+    memcpy(&bits, &scaled, 4);
+    bits = (x & 0x7c00u) == 0x7c00u ? magnitude | 0x7f800000u : bits;
+    bits |= sign;
+    memcpy(&y, &bits, 4);
+    return y;
+#endif
+  }
+  NSA_INLINE raw down(float x) {
+#if defined(__F16C__)
+    return (raw)_cvtss_sh(x, 0);
+#else
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    uint32_t sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u)
+      return (raw)(sign | 0x7e00u);
+    if (magnitude >= 0x477ff000u) // 65520 and above round to infinity
+      return (raw)(sign | 0x7c00u);
+    if (magnitude < 0x38800000u) { // subnormal: let the float adder round at 2^-24
+      float m;
+      memcpy(&m, &magnitude, 4);
+      m += 0.5f;
+      memcpy(&magnitude, &m, 4);
+      return (raw)(sign | (magnitude - 0x3f000000u));
+    }
+    uint32_t odd = (magnitude >> 13) & 1u;
+    return (raw)(sign | ((magnitude - 0x38000000u + 0xfffu + odd) >> 13));
+#endif
+  }
+};
+
+// dst[i] = float(src[i]) for i < n.
+template <typename T> NSA_INLINE void up_row(float *dst, const typename T::raw *src, int n) {
+  int i = 0;
+#if defined(__F16C__)
+  if (__is_same(T, f16))
+    for (; i + 8 <= n; i += 8)
+      _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)((const uint16_t *)src + i))));
+#endif
+  for (; i < n; i++)
+    dst[i] = T::up(src[i]);
+}
+
+// dst[r][0:width] = float(src[r * stride ...]) for r < rows; rows up to `padded` and columns up to `ld` become 0.
+template <typename T>
+NSA_INLINE void up_rows(float *dst, int ld, const typename T::raw *src, int64_t stride, int rows, int padded, int width) {
+  for (int r = 0; r < rows; r++) {
+    up_row<T>(dst + r * ld, src + r * stride, width);
+    for (int c = width; c < ld; c++)
+      dst[r * ld + c] = 0.0f;
+  }
+  memset(dst + rows * ld, 0, sizeof(float) * (padded - rows) * ld);
+}
+
+// dst[r * stride ...] = T(factor * src[r * ld ...]) for r < rows, `width` elements each.
+template <typename T>
+NSA_INLINE void down_rows(typename T::raw *dst, int64_t stride, const float *src, int ld, int rows, int width, float factor) {
+  for (int r = 0; r < rows; r++)
+    for (int c = 0; c < width; c++)
+      dst[r * stride + c] = T::down(factor * src[r * ld + c]);
+}
+
+// acc[i] += float(src[i]) for i < n.
+template <typename T> NSA_INLINE void add_row(float *acc, const typename T::raw *src, int n) {
+  for (int i = 0; i < n; i++)
+    acc[i] += T::up(src[i]);
+}
+
+// sum of a[i] * float(src[i]) for i < n, in W partial sums.
+template <typename T> NSA_INLINE float dot_row(const float *a, const typename T::raw *src, int n) {
+  float sums[W] = {}, sum = 0.0f;
+  int i = 0;
+  for (; i + W <= n; i += W)
+    for (int x = 0; x < W; x++)
+      sums[x] += a[i + x] * T::up(src[i + x]);
+  for (; i < n; i++)
+    sum += a[i] * T::up(src[i]);
+  for (int x = 0; x < W; x++)
+    sum += sums[x];
+  return sum;
+}
+
+// dst[i] = T(src[i] / by) for i < n.
+template <typename T> NSA_INLINE void divide_row(typename T::raw *dst, const float *src, int by, int n) {
+  for (int i = 0; i < n; i++)
+    dst[i] = T::down(src[i] / (float)by);
+}
+
+// acc[i] += weight * float(src[i]) for i < n.
+template <typename T> NSA_INLINE void axpy(float *acc, const typename T::raw *src, float weight, int n) {
+  for (int i = 0; i < n; i++)
+    acc[i] += weight * T::up(src[i]);
+}
+
+NSA_INLINE void scale_row(float *x, float factor, int n) {
+  for (int i = 0; i < n; i++)
+    x[i] *= factor;
+}
+
+NSA_INLINE void copy(float *dst, const float *src, int n) { memcpy(dst, src, sizeof(float) * n); }
+
+NSA_INLINE void fill(float *p, float x, int n) {
+  for (int i = 0; i < n; i++)
+    p[i] = x;
+}
+
+// Rows of numbers of four bytes become 0.
+NSA_INLINE void fill_rows(void *p, int rows, int width) { memset(p, 0, sizeof(float) * rows * width); }
+
+// x * Phi(x) with the exact error function.
+NSA_INLINE void gelu(float *x, int n) {
+  for (int i = 0; i < n; i++)
+    x[i] = 0.5f * x[i] * (1.0f + erff(x[i] * 0.70710678118654752f));
+}
+
+// From x, before the gelu, and dy, the gradient after it: dy becomes the gradient before it, and x the gelu's value.
+NSA_INLINE void gelu_backward(float *x, float *dy, int n) {
+  for (int i = 0; i < n; i++) {
+    float below = 0.5f * (1.0f + erff(x[i] * 0.70710678118654752f));
+    float density = 0.39894228040143268f * expf(-0.5f * x[i] * x[i]);
+    dy[i] *= below + x[i] * density;
+    x[i] *= below;
+  }
+}
+
+// acc[i] += w[i] * float(src[i]) for i < n.
+template <typename T> NSA_INLINE void multiply_add(float *acc, const typename T::raw *src, const float *w, int n) {
+  for (int i = 0; i < n; i++)
+    acc[i] += w[i] * T::up(src[i]);
+}
+
+} // namespace nsa

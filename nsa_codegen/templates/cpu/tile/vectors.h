@@ -1,0 +1,77 @@
+// Vectors of the machine's width, and 2^x. The width comes from NSA_VECTOR_BYTES, so that one emitted text serves AVX-512,
+// AVX2 and Arm.
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#include <utility>
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+#ifndef NSA_VECTOR_BYTES
+#define NSA_VECTOR_BYTES 16
+#endif
+#define NSA_INLINE static inline __attribute__((always_inline))
+#define NSA_UNROLL _Pragma("GCC unroll 16")
+
+namespace nsa {
+
+constexpr int W = NSA_VECTOR_BYTES / 4;
+typedef float vf __attribute__((vector_size(NSA_VECTOR_BYTES)));
+typedef int32_t vi __attribute__((vector_size(NSA_VECTOR_BYTES)));
+typedef float vf_mem __attribute__((vector_size(NSA_VECTOR_BYTES), aligned(4), may_alias));
+
+NSA_INLINE vf load(const float *p) { return *(const vf_mem *)p; }
+NSA_INLINE void store(float *p, vf x) { *(vf_mem *)p = x; }
+NSA_INLINE vf splat(float x) { return x - vf{}; }
+NSA_INLINE vf select(vi mask, vf yes, vf no) { return mask ? yes : no; }
+NSA_INLINE vf max(vf a, vf b) { return a > b ? a : b; }
+
+template <int D, int... J> NSA_INLINE vf rotate(vf x, std::integer_sequence<int, J...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(x, x, (J ^ D)...);
+#else
+  return __builtin_shuffle(x, (vi){(J ^ D)...});
+#endif
+}
+
+// In every lane, what `both` makes of all lanes, halves first.
+template <typename F, int D = W / 2> NSA_INLINE vf fold(vf x, F both) {
+  x = both(x, rotate<D>(x, std::make_integer_sequence<int, W>()));
+  if constexpr (D > 1)
+    return fold<F, D / 2>(x, both);
+  return x;
+}
+
+NSA_INLINE float greatest(vf x) {
+  return fold(x, [](vf a, vf b) __attribute__((always_inline)) { return max(a, b); })[0];
+}
+NSA_INLINE float total(vf x) {
+  return fold(x, [](vf a, vf b) __attribute__((always_inline)) { return a + b; })[0];
+}
+
+// 2^x for x <= 0.5: exactly 1 at 0, exactly 0 below -126 and at -inf, NaN at NaN; relative error below 2e-7.
+NSA_INLINE vf exp2(vf x) {
+#if NSA_VECTOR_BYTES == 64
+  vf f = (vf)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  const float magic = 12582912.0f; // 1.5 * 2^23: adding it rounds to an integer held in the low bits
+  vf shifted = x + magic;
+  vf f = x - (shifted - magic);
+#endif
+  vf p = splat(1.5353361812956202e-4f);
+  p = p * f + 1.33988744454219e-3f;
+  p = p * f + 9.618437358305568e-3f;
+  p = p * f + 5.550332471026839e-2f;
+  p = p * f + 2.4022647913026839e-1f;
+  p = p * f + 6.931472028551282e-1f;
+  p = p * f + 1.0f;
+#if NSA_VECTOR_BYTES == 64
+  __mmask16 kept = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
+  return (vf)_mm512_maskz_scalef_ps(kept, (__m512)p, (__m512)(x - f));
+#else
+  vf scaled = (vf)((vi)p + ((vi)shifted << 23));
+  return select(x < -126.0f, vf{}, scaled);
+#endif
+}
+
+} // namespace nsa
