@@ -1,4 +1,4 @@
-"""What decoding keeps of the positions so far: keys, values and compressed tokens, by layer.
+"""What decoding keeps of the positions so far: keys, values, compressed tokens and means of blocks, by layer.
 
 Buffers are handed to the kernels whole, with the position of the first query: what lies behind it is masked, so that it
 only has to be finite. Hence they start as zeros, and what is dropped becomes zeros again.
@@ -7,16 +7,19 @@ only has to be finite. Hence they start as zeros, and what is dropped becomes ze
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from .errors import InputError
+from .functional import block_means
 from .program import Phi
 from .spec import PATHS, NSASpec
 
 LEAST_POSITIONS = 256  # of a buffer, which doubles when it is full
 Pair = tuple[Tensor, Tensor]  # keys and values
+Tensors = TypeVar("Tensors", Pair, tuple[Tensor])
 
 
 class AttentionCache:
@@ -32,14 +35,21 @@ class AttentionCache:
         self._phi = Phi(method="mean", kernel=spec.kernel, stride=spec.stride)
         self._tokens: list[Pair] = []  # one pair shared by the paths, or one each
         self._compressed: list[Pair] = []
+        self._scored_by_means, self._block = spec.selection == "mean_key", spec.block_size
+        self._means: list[tuple[Tensor]] = []
 
     def extend(
-        self, keys: Sequence[Tensor], values: Sequence[Tensor], compress: Sequence[Callable[[Tensor], Tensor]]
+        self,
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+        compress: Sequence[Callable[[Tensor], Tensor]],
+        *,
+        impl: str = "auto",
     ) -> None:
         """Append positions, `[B, T, Hkv, dim]` of each projection, and the compressed tokens that they complete.
 
-        `compress` makes those of keys and those of values. Raises `InputError` if batch, dtype or device are not those
-        of the positions before.
+        `compress` makes those of keys and those of values, and `impl` the means of the blocks that they complete, if
+        blocks are scored by them. Raises `InputError` if batch, dtype or device are not those of the positions before.
         """
         new = list(zip(keys, values, strict=True))
         if self._tokens:
@@ -49,6 +59,7 @@ class AttentionCache:
         self.length = length
         try:
             self._compress(first, compress)
+            self._average(first, impl)
         except BaseException:
             self.crop(first)
             raise
@@ -60,20 +71,39 @@ class AttentionCache:
             k, v = (made(x[:, source].contiguous()) for made, x in zip(compress, self._tokens[0], strict=True))
             self._compressed = _with(self._compressed, [(k, v)], begin)
 
+    def _average(self, first: int, impl: str) -> None:
+        begin, end = first // self._block, self.length // self._block
+        if self._scored_by_means and (begin < end or not self._means):
+            keys = self._selected[0][:, begin * self._block : end * self._block]
+            self._means = _with(self._means, [(block_means(keys, block_size=self._block, impl=impl),)], begin)
+
     def crop(self, length: int) -> None:
         """Drop all positions from `length` on; raises `InputError` unless there are so many."""
         if not 0 <= length <= self.length:
             raise InputError(f"crop: {length} positions can't be kept of {self.length}; give 0 to {self.length}")
-        for pairs, places in ((self._tokens, lambda n: n), (self._compressed, self._phi.length)):
-            for buffer in (x for pair in pairs for x in pair):
+        for held, places in (
+            (self._tokens, lambda n: n),
+            (self._compressed, self._phi.length),
+            (self._means, lambda n: n // self._block),
+        ):
+            for buffer in (x for tensors in held for x in tensors):
                 buffer[:, places(length) : places(self.length)] = 0
         self.length = length
+
+    @property
+    def _selected(self) -> Pair:
+        return self.paths["selected"]
 
     @property
     def paths(self) -> dict[str, Pair]:
         """The keys and values by path, with room for more behind `length`; those of `compressed` are compressed."""
         found = dict(zip(PATHS, self._tokens if len(self._tokens) > 1 else self._tokens * len(PATHS), strict=True))
         return {**found, "compressed": self._compressed[0]}
+
+    @property
+    def block_means(self) -> dict[str, Tensor]:
+        """The means of the selected path's complete blocks, with room for more, if blocks are scored by them."""
+        return {"selected": self._means[0][0]} if self._means else {}
 
 
 class ModelCache:
@@ -99,19 +129,18 @@ def require_no_gradients(call: str) -> None:
         raise InputError(f"{call}: a cache holds values without their gradients; call it inside torch.no_grad()")
 
 
-def _with(held: list[Pair], new: list[Pair], first: int) -> list[Pair]:
+def _with(held: list[Tensors], new: list[Tensors], first: int) -> list[Tensors]:
     """Return the buffers `held`, or longer ones, with `new` from position `first` on."""
     end = first + new[0][0].shape[1]
     if not held or held[0][0].shape[1] < end:
         room = max(LEAST_POSITIONS, end, 2 * held[0][0].shape[1] if held else 0)
-        grown = [_zeros_like(k, room) for k, _ in new], [_zeros_like(v, room) for _, v in new]
-        longer = list(zip(*grown, strict=True))
-        for old, pair in zip(held, longer, strict=False):
-            for x, y in zip(old, pair, strict=True):
+        longer = [cast(Tensors, tuple(_zeros_like(x, room) for x in tensors)) for tensors in new]
+        for old, tensors in zip(held, longer, strict=False):
+            for x, y in zip(old, tensors, strict=True):
                 y[:, :first] = x[:, :first]
         held = longer
-    for buffers, pair in zip(held, new, strict=True):
-        for buffer, x in zip(buffers, pair, strict=True):
+    for buffers, tensors in zip(held, new, strict=True):
+        for buffer, x in zip(buffers, tensors, strict=True):
             buffer[:, first:end] = x
     return held
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -11,7 +12,10 @@ from torch import Tensor
 from .desc import DTYPES
 from .device import device_target
 from .errors import InputError, TargetError
-from .index_sets import require_choice
+from .index_sets import TopK, require_choice
+from .program import Program
+from .reference.precision import arithmetic_dtype
+from .spec import NSASpec
 
 MAX_POSITION = 2**31 - 2**16  # positions, and sums with tile and window sizes, are 32-bit in the kernels
 HEAD_DIM_STEP = 16  # what matrix instructions of GPUs take at a time
@@ -85,6 +89,51 @@ def require_gates(paths: int, lead: list[int], gates: Tensor, device: torch.devi
         )
     if not gates.is_floating_point() or gates.device != device:
         raise InputError(f"combine: gates are {gates.dtype} on {gates.device}; give floating gates on {device}")
+
+
+def checked_means(
+    call: str,
+    program: Program,
+    q: Tensor,
+    kv: Mapping[str, tuple[Tensor, Tensor]],
+    block_means: Mapping[str, Tensor],
+    start: int,
+) -> list[Tensor]:
+    """Return the means in the order of the paths that are scored by them, or none if not all are given."""
+    listed = [(p.name, p.visible) for p in program.paths if isinstance(p.visible, TopK)]
+    scored = {name: visible.block for name, visible in listed if visible.score == "mean_key"}
+    if unknown := sorted(set(block_means) - set(scored)):
+        raise InputError(f"{call}: block_means has {unknown}; the paths scored by mean keys are {sorted(scored)}")
+    for name, means in block_means.items():
+        require_tensor(call, f"block_means[{name!r}]", means, "B N Hkv Dk")
+        k, least = kv[name][0], (start + q.shape[1] - 1) // scored[name]
+        shape, dtype = [k.shape[0], max(least, means.shape[1]), *k.shape[2:]], arithmetic_dtype(k)
+        if list(means.shape) != shape or means.dtype != dtype or means.device != k.device:
+            raise InputError(
+                f"{call}: block_means[{name!r}] has shape {list(means.shape)}, {means.dtype} on {means.device}; give "
+                f"{shape}, {dtype} on {k.device}: what block_means() makes of all blocks before the last query's"
+            )
+    return [block_means[name] for name in scored] if len(block_means) == len(scored) else []
+
+
+def have_dims(q: Tensor, k: Tensor, v: Tensor, spec: NSASpec) -> bool:
+    """Return whether these are tensors with the heads and dims of `spec`: all that a call like one before needs."""
+    if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
+        return False
+    heads = spec.kv_heads
+    found = q.shape[2:], k.shape[2:], v.shape[2:]
+    return found == ((spec.num_heads, spec.head_dim), (heads, spec.head_dim), (heads, spec.dv))
+
+
+def require_spec(call: str, q: Tensor, k: Tensor, v: Tensor, spec: NSASpec) -> None:
+    """Raise `InputError` unless q, k and v have the heads and dims of `spec`."""
+    found = {"num_heads": q.shape[2], "num_kv_heads": k.shape[2], "head_dim": q.shape[3], "value_dim": v.shape[3]}
+    for name, value in found.items():
+        if value != getattr(spec, name):
+            raise InputError(
+                f"{call}: the tensors have {name} = {value} and the spec {getattr(spec, name)}; "
+                f"use spec.replace({name}={value}), or tensors of the spec's shape"
+            )
 
 
 def checked_start(call: str, q_start: int | None, q: Tensor, keys: int) -> int:

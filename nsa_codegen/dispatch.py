@@ -243,6 +243,17 @@ def _stream_attention_fake(q: Tensor, k: Tensor, v: Tensor, visible: str, q_star
     return attention_outputs(q, v)
 
 
+@define_op("block_means(Tensor k, int block) -> Tensor")
+def _block_means(k: Tensor, block: int) -> Tensor:
+    means = compress_desc("mean", dtype_name(k), kernel=block, stride=block, dim=k.shape[3], out="float32")
+    return run(means, x=k.contiguous())[0]
+
+
+@fake_op("block_means")
+def _block_means_fake(k: Tensor, block: int) -> Tensor:
+    return k.new_empty((k.shape[0], k.shape[1] // block, k.shape[2], k.shape[3]), dtype=torch.float32)
+
+
 @define_op(
     "select_blocks(Tensor q, Tensor k, str method, int block, int n, int initial, int local, int kernel, int stride, "
     "float scale, SymInt q_start) -> Tensor"
@@ -263,8 +274,7 @@ def _select_blocks(
     k, dk = k.contiguous(), q.shape[3]
     windows = {"kernel": kernel, "stride": stride}
     if method == "mean_key":
-        means = compress_desc("mean", dtype_name(k), kernel=block, stride=block, dim=dk, out="float32")
-        k, windows = run(means, x=k)[0], {}
+        k, windows = _block_means(k, block), {}
     visible = TopK(score=method, n=n, block=block, initial=initial, local=local)
     desc = select_desc(visible, dtype_name(q), group=q.shape[2] // k.shape[2], dk=dk, **windows)
     return run(desc, q=q.contiguous(), k=k, q_start=q_start, scale=scale)[0]

@@ -16,14 +16,17 @@ from torch import Tensor
 from . import autograd as _gradients  # noqa: F401 - registers the gradients of the ops
 from . import inference, reference, training
 from .checks import (
+    checked_means,
     checked_scale,
     checked_start,
+    have_dims,
     require_alike,
     require_attention,
     require_gates,
     require_heads,
     require_key_dim,
     require_position,
+    require_spec,
     require_tensor,
     use_compiled,
 )
@@ -31,6 +34,7 @@ from .errors import InputError
 from .index_sets import SCORES, RangeSet, TopK, complete, everything, require_choice, require_size, window
 from .program import Path, Phi, Program, require_score_windows
 from .reference.compress import Weights
+from .repeated import first, repeated
 from .spec import NSASpec
 
 _ops = torch.ops.nsa_codegen
@@ -149,6 +153,21 @@ def select_blocks(
     )
 
 
+def block_means(k: Tensor, *, block_size: int, impl: str = "auto") -> Tensor:
+    """Return the means of the complete blocks of keys `[B, S, Hkv, Dk]`, `[B, S // block_size, Hkv, Dk]`.
+
+    They are float32, and float64 of float64; `"mean_key"` scores blocks by them (`attention`'s `block_means`). Not
+    differentiable. Raises `InputError` and `SpecError`.
+    """
+    require_tensor("block_means", "k", k, "B S Hkv Dk")
+    require_size("block_means", "block_size", block_size)
+    k = k.detach()
+    if use_compiled("block_means", impl, k):
+        means: Tensor = _ops.block_means(k, block_size)
+        return means
+    return reference.block_means(k, block_size)
+
+
 def selected_attention(
     q: Tensor,
     k: Tensor,
@@ -227,11 +246,12 @@ def nsa_attention(
     softmax or sigmoid, in the order compressed, selected, window. Raises `InputError`.
     """
     call = "nsa_attention"
-    require_attention(call, q, k, v)
-    _require_spec(call, q, k, v, spec)
-    for one, other, names in ((k_cmp, v_cmp, ("k_cmp", "v_cmp")), (k_win, v_win, ("k_win", "v_win"))):
-        if (one is None) != (other is None):
-            raise InputError(f"{call}: only one of {names[0]} and {names[1]} is given; give both or neither")
+    if not have_dims(q, k, v, spec):
+        require_attention(call, q, k, v)
+        require_spec(call, q, k, v, spec)
+    if (k_cmp is None) != (v_cmp is None) or (k_win is None) != (v_win is None):
+        names = ("k_cmp", "v_cmp") if (k_cmp is None) != (v_cmp is None) else ("k_win", "v_win")
+        raise InputError(f"{call}: only one of {names[0]} and {names[1]} is given; give both or neither")
     if k_cmp is None or v_cmp is None:
         if spec.compression != "mean":
             raise InputError(
@@ -252,6 +272,7 @@ def attention(
     kv: Mapping[str, tuple[Tensor, Tensor]],
     gates: Tensor | None = None,
     *,
+    block_means: Mapping[str, Tensor] | None = None,
     scale: float | None = None,
     q_start: int | None = None,
     impl: str = "auto",
@@ -259,8 +280,15 @@ def attention(
     """Return what any `program` computes, `[B, T, H, Dv]`.
 
     `kv[path.name]` holds a path's keys and values: tokens, or compressed tokens where its keys go through phi.
-    `gates`, for a program that combines, is `[P]` or `[B, T, H, P]` in the order of its paths. Raises `InputError`.
+    `gates`, for a program that combines, is `[P]` or `[B, T, H, P]` in the order of its paths.
+
+    `block_means[path.name]` may hold what `block_means` makes of a path's keys, as a cache does: at least those of all
+    blocks before the last query's. Else they are made anew, of all keys; so they are where gradients are recorded, in
+    a compiled graph, on a GPU, and by the reference. Raises `InputError`.
     """
+    out = repeated(program, q, kv, gates, block_means, scale=scale, q_start=q_start, impl=impl)
+    if out is not None:
+        return out
     call = f"attention({program.name})"
     missing = [p.name for p in program.paths if p.name not in kv]
     if missing:
@@ -268,8 +296,12 @@ def attention(
     tokens = [kv[p.name][0].shape[1] for p in program.paths if not isinstance(p.keys, Phi)]
     start = checked_start(call, q_start, q, min(tokens)) if tokens else (q_start or 0)
     pairs = [kv[p.name] for p in program.paths]
+    means = checked_means(call, program, q, kv, block_means, start) if block_means else []
     if (gates is None) == (program.combine == "none") and inference.runs_as_one(program, q, pairs, gates, impl):
-        return inference.as_one(program, q, pairs, gates, scale=scale, q_start=start)
+        factor = inference.checked(program, q, pairs, gates, scale=scale, q_start=start)
+        given = (scale, q_start, impl)
+        out = first(program, q, pairs, gates, means, given=given, scale=factor, q_start=start)
+        return inference.as_one(program, q, pairs, gates, means, scale=factor, q_start=start) if out is None else out
     if gates is not None and training.trains_as_one(program, q, pairs, gates, impl):
         return training.attention_with_gradients(program, q, pairs, gates, scale=scale, q_start=start)
     options: dict[str, Any] = {"scale": scale, "q_start": start, "impl": impl}
@@ -376,13 +408,3 @@ def _scored_path(
     return out, selected_attention(
         q, *kv[listed.name], indices, block_size=visible.block, causal=visible.causal, **options
     )[0]
-
-
-def _require_spec(call: str, q: Tensor, k: Tensor, v: Tensor, spec: NSASpec) -> None:
-    found = {"num_heads": q.shape[2], "num_kv_heads": k.shape[2], "head_dim": q.shape[3], "value_dim": v.shape[3]}
-    for name, value in found.items():
-        if value != getattr(spec, name):
-            raise InputError(
-                f"{call}: the tensors have {name} = {value} and the spec {getattr(spec, name)}; "
-                f"use spec.replace({name}={value}), or tensors of the spec's shape"
-            )

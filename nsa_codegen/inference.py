@@ -7,6 +7,7 @@ rows that are small each, take all kernels in one call (`sequence.py`).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,10 +18,11 @@ from torch import Tensor
 from .checks import checked_scale, require_attention, require_gates, require_position, use_compiled
 from .device import emulated_target
 from .dispatch import define_op, dtype_name, fake_op, few_queries, launch
-from .ops.combine import gates_as_read
+from .ops.combine import gates_as_read, read_as
 from .plan import PathKernels, Plan, packs_blocks, plan_of
 from .program import Program
-from .sequence import QUERIES
+from .sequence import QUERIES, Ready
+from .sequence import Sequence as KernelSequence
 
 MAX_PASSED = 4096
 RUN_ELEMENTS = 1 << 20  # of one path's output: 4 MB as float32
@@ -62,15 +64,14 @@ def as_one(
     q: Tensor,
     pairs: Sequence[tuple[Tensor, Tensor]],
     gates: Tensor | None,
+    means: list[Tensor],
     *,
-    scale: float | None,
+    scale: float,
     q_start: int,
 ) -> Tensor:
-    """Return what `program` computes, by one op; checks what was not checked before. Raises `InputError`."""
-    factor = checked(program, q, pairs, gates, scale=scale, q_start=q_start)
-    out: Tensor = torch.ops.nsa_codegen.attention(
-        q, [k for k, _ in pairs], [v for _, v in pairs], gates, program.text, q_start, factor
-    )
+    """Return what `program` computes of checked tensors, by one op; of blocks scored by means, these or none."""
+    keys, values = [k for k, _ in pairs], [v for _, v in pairs]
+    out: Tensor = torch.ops.nsa_codegen.attention(q, keys, values, gates, means, program.text, q_start, scale)
     return out
 
 
@@ -98,32 +99,78 @@ def checked(
 
 
 @define_op(
-    "attention(Tensor q, Tensor[] keys, Tensor[] values, Tensor? gates, str program, SymInt q_start, float scale) "
-    "-> Tensor",
+    "attention(Tensor q, Tensor[] keys, Tensor[] values, Tensor? gates, Tensor[] means, str program, SymInt q_start, "
+    "float scale) -> Tensor",
     devices=("CPU",),
 )
 def _attention(
-    q: Tensor, keys: list[Tensor], values: list[Tensor], gates: Tensor | None, program: str, q_start: int, scale: float
+    q: Tensor,
+    keys: list[Tensor],
+    values: list[Tensor],
+    gates: Tensor | None,
+    means: list[Tensor],
+    program: str,
+    q_start: int,
+    scale: float,
 ) -> Tensor:
-    q, keys, values = q.contiguous(), [k.contiguous() for k in keys], [v.contiguous() for v in values]
+    q, (keys, values, means) = q.contiguous(), ([x.contiguous() for x in part] for part in (keys, values, means))
     batch, tokens, heads, _ = q.shape
     dv = values[0].shape[3]
     plan = plan_for(program, q, keys, values, gates)
     out = q.new_empty((batch, tokens, heads, dv))
-    if gates is not None and plan.combine is not None and out.numel():
-        by_row, packs = rows_are_shared(q, dv), plan.packs(tokens, keys)
-        few = tokens <= few_queries(heads // keys[0].shape[2])
-        if (by_row and len(packs) <= 1) or (few and packs == {False} and out.numel() <= RUN_ELEMENTS):
-            given = {**named(q, keys, values, gates), "out": out}
-            plan.forward(tokens, keys)(given, q_start=q_start, scale=scale, by_row=by_row)
-            return out
-    scope = Scope(q=q, keys=keys, values=values, q_start=q_start, scale=scale)
+    if gates is not None and (found := _in_one_call(plan, q, keys, dv, means=bool(means))) is not None:
+        kernels, by_row = found
+        given = {**named(q, keys, values, gates), **_named_means(plan, means), "out": out}
+        kernels(given, q_start=q_start, scale=scale, by_row=by_row)
+        return out
+    of_paths = dict(zip(plan.by_means, means, strict=False))  # there may be none
+    scope = Scope(q=q, keys=keys, values=values, q_start=q_start, scale=scale, means=of_paths)
     if gates is None or plan.combine is None:
         lse = torch.empty((batch, tokens, heads), dtype=torch.float32)
         _attend(plan, 0, scope, q, slice(0, batch), 0, (out, lse), {})
         return out
     by_runs(plan, scope, gates.contiguous(), out)
     return out
+
+
+def _named_means(plan: Plan, means: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return means of blocks by the names that a `sequence.Sequence` has for them; there may be none."""
+    return {f"means {number}": x for number, x in zip(plan.by_means, means, strict=False)}
+
+
+def _in_one_call(
+    plan: Plan, q: Tensor, keys: Sequence[Tensor], dv: int, *, means: bool
+) -> tuple[KernelSequence, bool] | None:
+    """Return the kernels that one call of the pool takes, and whether by batch row; None where runs of queries pay."""
+    batch, tokens, heads, _ = q.shape
+    elements = batch * tokens * heads * dv
+    if plan.combine is None or not elements:
+        return None
+    by_row, packs = rows_are_shared(q, dv), plan.packs(tokens, keys)
+    few = tokens <= few_queries(heads // keys[0].shape[2])
+    if (by_row and len(packs) <= 1) or (few and packs == {False} and elements <= RUN_ELEMENTS):
+        return plan.forward(tokens, keys, means=means), by_row
+    return None
+
+
+def ready(program: Program, tensors: Sequence[Tensor], *, scale: float, q_start: int) -> Ready | None:
+    """Return the one call that computes `program` of plain tensors, if there is one.
+
+    They are queries, gates, keys and values by path, and means of blocks, if any. It takes them in this order, and the
+    output behind.
+    """
+    q, gates, *others = tensors
+    if gates.dtype != read_as(gates, q.dtype):
+        return None
+    pairs, means = others[: 2 * len(program.paths)], others[2 * len(program.paths) :]
+    keys, values = pairs[::2], pairs[1::2]
+    plan = plan_for(program.text, q, keys, values, gates)
+    if (found := _in_one_call(plan, q, keys, values[0].shape[3], means=bool(means))) is None:
+        return None
+    kernels, by_row = found
+    given = {**named(q, keys, values, gates), **_named_means(plan, means)}
+    given["out"] = torch.empty((*q.shape[:3], values[0].shape[3]), dtype=q.dtype, device="meta")
+    return kernels.ready(given, q_start=q_start, scale=scale, by_row=by_row)
 
 
 def by_runs(
@@ -170,9 +217,13 @@ def plan_for(program: str, q: Tensor, keys: Sequence[Tensor], values: Sequence[T
 
 def named(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], gates: Tensor) -> dict[str, Tensor]:
     """Return contiguous tensors by the names that a `sequence.Sequence` has for them."""
-    pairs = enumerate(zip(keys, values, strict=True))
-    by_path = {f"{part} {n}": x for n, pair in pairs for part, x in zip(("keys", "values"), pair, strict=True)}
-    return {QUERIES: q, **by_path, "gates": gates_as_read(gates, q.dtype)}
+    pairs = (x for pair in zip(keys, values, strict=True) for x in pair)
+    return dict(zip(_names(len(keys)), (q, gates_as_read(gates, q.dtype), *pairs), strict=True))
+
+
+@functools.cache
+def _names(paths: int) -> tuple[str, ...]:
+    return (QUERIES, "gates", *(f"{part} {n}" for n in range(paths) for part in ("keys", "values")))
 
 
 def rows_are_small(q: Tensor, dv: int) -> bool:
@@ -203,11 +254,20 @@ def _attention_fake(q: Tensor, keys: list[Tensor], values: list[Tensor], *rest: 
 
 
 class Scope:
-    """The tensors of one call, and what its paths make of the keys once: block means and packed blocks."""
+    """The tensors of one call, and what its paths make of the keys once: packed blocks, and means that aren't given."""
 
-    def __init__(self, *, q: Tensor, keys: list[Tensor], values: list[Tensor], q_start: int, scale: float) -> None:
+    def __init__(
+        self,
+        *,
+        q: Tensor,
+        keys: list[Tensor],
+        values: list[Tensor],
+        q_start: int,
+        scale: float,
+        means: Mapping[int, Tensor] | None = None,
+    ) -> None:
         self.q, self.keys, self.values, self.q_start, self.scale = q, keys, values, q_start, scale
-        self._made: dict[tuple[str, int], tuple[Tensor, ...]] = {}
+        self._made: dict[tuple[str, int], tuple[Tensor, ...]] = {("means", n): (x,) for n, x in (means or {}).items()}
 
     def scored(self, path: PathKernels) -> Tensor:
         """Return the keys that score the blocks of `path`."""

@@ -115,16 +115,18 @@ class NSAAttention(nn.Module):
         q = _split(self.q_proj(x), spec.num_heads)
         k = [_split(project(x), spec.kv_heads) for project in self.k_proj.values()]
         v = [_split(project(x), spec.kv_heads) for project in self.v_proj.values()]
-        start = None
+        start, means = None, None
         if cache is None:
             (k_c, k_s, k_w), (v_c, v_s, v_w) = (k, v) if spec.kv_per_path else (k * 3, v * 3)
             paths = {"compressed": (self.k_phi(k_c), self.v_phi(v_c)), "selected": (k_s, v_s), "window": (k_w, v_w)}
         else:
             require_no_gradients("NSAAttention")
             start = cache.length
-            cache.extend(k, v, (self.k_phi, self.v_phi))
-            paths = cache.paths
-        out = functional.attention(spec.program(), q, paths, self.gates(x), q_start=start, impl=self.impl)
+            cache.extend(k, v, (self.k_phi, self.v_phi), impl=self.impl)
+            paths, means = cache.paths, cache.block_means
+        out = functional.attention(
+            spec.program(), q, paths, self.gates(x), block_means=means, q_start=start, impl=self.impl
+        )
         result: Tensor = self.o_proj(out.flatten(start_dim=2))
         return result
 

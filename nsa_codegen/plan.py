@@ -69,19 +69,24 @@ class Plan:
         both = zip(self.paths, keys, strict=True)
         return {packs_blocks(p.visible, tokens, k) for p, k in both if p.visible is not None}
 
-    def forward(self, tokens: int, keys: Sequence[Tensor]) -> KernelSequence:
-        """Return the kernels in order; blocks are packed where that pays for one of the paths."""
-        return self.packed if True in self.packs(tokens, keys) else self.plain
+    def forward(self, tokens: int, keys: Sequence[Tensor], *, means: bool = False) -> KernelSequence:
+        """Return the kernels in order; blocks are packed where that pays for one of the paths.
+
+        With `means`, those that score blocks are tensors of the call, `means N` by number of path.
+        """
+        which = True in self.packs(tokens, keys), means
+        if which not in self._forwards:
+            self._forwards[which] = _sequence(self, *which)
+        return self._forwards[which]
 
     @functools.cached_property
-    def plain(self) -> KernelSequence:
-        """The kernels in order, blocks read in place."""
-        return _sequence(self, packed=False)
+    def _forwards(self) -> dict[tuple[bool, bool], KernelSequence]:
+        return {}
 
     @functools.cached_property
-    def packed(self) -> KernelSequence:
-        """The kernels in order, blocks read from packed copies."""
-        return _sequence(self, packed=True)
+    def by_means(self) -> list[int]:
+        """The numbers of the paths whose blocks are scored by the means of their keys."""
+        return [number for number, path in enumerate(self.paths) if path.means is not None]
 
     @functools.cached_property
     def backward(self) -> KernelSequence:
@@ -104,8 +109,8 @@ def plan_of(program: str, dtype: str, group: int, dk: int, dv: int, gates: str, 
     return Plan(paths=paths, combine=None if gates == "none" else kernel(desc))
 
 
-def _sequence(plan: Plan, *, packed: bool) -> KernelSequence:
-    """Return the kernels of `plan` in order, and what lies between them."""
+def _sequence(plan: Plan, packed: bool, means: bool) -> KernelSequence:
+    """Return the kernels of `plan` in order, and what lies between them; with `means`, these are given."""
     steps, areas = [], []
     for number in plan.order:
         path, own = plan.paths[number], {"q": QUERIES, "k": f"keys {number}", "v": f"values {number}"}
@@ -114,7 +119,7 @@ def _sequence(plan: Plan, *, packed: bool) -> KernelSequence:
             areas.append(Area(name=f"list {number}", bytes=4 * path.visible.n, lists=True))
             own["block_indices"] = f"list {number}"
             if path.select is not None:
-                steps += _listing(path, number, areas)
+                steps += _listing(path, number, areas, given=means)
             if packed:
                 assert path.packed is not None
                 attend = path.packed
@@ -132,16 +137,20 @@ def _sequence(plan: Plan, *, packed: bool) -> KernelSequence:
     return KernelSequence(steps=tuple(steps), areas=tuple(areas))
 
 
-def _listing(path: PathKernels, number: int, areas: list[Area]) -> list[Step]:
-    """Return the kernels that list the blocks of a path, and add what lies between them to `areas`."""
+def _listing(path: PathKernels, number: int, areas: list[Area], *, given: bool) -> list[Step]:
+    """Return the kernels that list the blocks of a path, and add what lies between them to `areas`.
+
+    With `given`, the means of its keys are among the tensors of the call.
+    """
     assert path.select is not None and path.visible is not None
     scored, steps = f"keys {path.scored_by}", []
     if path.means is not None:
-        of_means = 4 * path.means.desc.size("dim")
-        means = Area(name=f"means {number}", bytes=of_means, keys=scored, block=path.visible.block)
-        areas.append(means)
-        steps.append(Step.of(path.means, scored, x=scored, out=means.name))
-        scored = means.name
+        means = f"means {number}"
+        if not given:
+            of_means = 4 * path.means.desc.size("dim")
+            areas.append(Area(name=means, bytes=of_means, keys=scored, block=path.visible.block))
+            steps.append(Step.of(path.means, scored, x=scored, out=means))
+        scored = means
     return [*steps, Step.of(path.select, scored, q=QUERIES, k=scored, indices=f"list {number}")]
 
 

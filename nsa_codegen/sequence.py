@@ -12,7 +12,7 @@ import array
 import functools
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -104,16 +104,14 @@ class Sequence:
         Areas that `tensors` names are these, the others are memory of this call. Threads share the tasks of each
         kernel, or with `by_row` the batch rows. Raises `InputError` for too many tasks, and `KernelFailedError`.
         """
-        workers, given = torch.get_num_threads(), tensors.values()
+        self.ready(tensors, q_start=q_start, scale=scale, by_row=by_row)(tensors.values())
+
+    def ready(self, tensors: Mapping[str, Tensor], *, q_start: int, scale: float, by_row: bool) -> Ready:
+        """Return the call for all tensors of the sizes of these, in this order. Raises `InputError`."""
         named = tuple([(name, x.shape, x.element_size()) for name, x in tensors.items()])
-        numbers, pieces = self._layout(named, q_start, scale, by_row, workers)
-        held = [torch.empty(size, dtype=torch.uint8) for size in pieces]  # the kernels' memory until they end
-        bases = array.array("q", [0, *[x.data_ptr() for x in given], *[x.data_ptr() for x in held]])
-        pool, rows = self.steps[0].kernel.artifact.pool, tensors[QUERIES].shape[0] if by_row else 1
-        status = pool.sequence(numbers.buffer_info()[0], bases.buffer_info()[0], len(self.steps), rows, workers)
-        if status:
-            names = [step.kernel.artifact.entry.manifest.entry for step in self.steps]
-            raise KernelFailedError(f"one of {names} returned status {status} (rows={rows}, threads={workers})")
+        workers, rows = torch.get_num_threads(), tensors[QUERIES].shape[0] if by_row else 1
+        layout = self._layout(named, q_start, scale, by_row, workers)
+        return Ready(self, layout.numbers, layout.numbers.buffer_info()[0], layout.pieces, rows, workers)
 
     @functools.cached_property
     def _layout(self) -> Callable[..., Layout]:
@@ -165,6 +163,30 @@ class Sequence:
             for shared, name in step.slots:
                 call += at[name] if shared else own[name]
         return Layout(array.array("q", call), memory.pieces)
+
+
+class Ready(NamedTuple):
+    """A sequence for calls of one set of sizes; `address` is that of its numbers."""
+
+    sequence: Sequence
+    numbers: array.array[int]
+    address: int
+    pieces: tuple[int, ...]
+    rows: int
+    workers: int
+
+    def __call__(self, tensors: Iterable[Tensor]) -> None:
+        """Run the kernels on contiguous tensors in the order in which they were named; raises `KernelFailedError`."""
+        steps = self.sequence.steps
+        held = [torch.empty(size, dtype=torch.uint8) for size in self.pieces]  # the kernels' memory until they end
+        bases = array.array("q", [0, *[x.data_ptr() for x in tensors], *[x.data_ptr() for x in held]])
+        pool = steps[0].kernel.artifact.pool
+        status = pool.sequence(self.address, bases.buffer_info()[0], len(steps), self.rows, self.workers)
+        if status:
+            names = [step.kernel.artifact.entry.manifest.entry for step in steps]
+            raise KernelFailedError(
+                f"one of {names} returned status {status} (rows={self.rows}, threads={self.workers})"
+            )
 
 
 class _Memory:

@@ -290,9 +290,16 @@ def processor_features() -> frozenset[str]:
 
 
 def processor_name() -> str:
-    """Return the processor's model name, for records and tables."""
+    """Return the processor's model name, for records and tables; with family and model where it has no number."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    facts: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        facts.setdefault(name.strip(), value.strip())
+    found = facts.get("model name", platform.machine())
+    if "cpu family" not in facts or any(c.isdigit() for c in found):
+        return found
+    return f"{found} family {facts['cpu family']} model {facts.get('model', '?')}"  # virtual machines name a brand only

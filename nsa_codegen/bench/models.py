@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..nn import NSA, NSAAttention, NSAModel
+from ..nn import NSA, PRESETS, NSAAttention, NSAModel
 from ..spec import NSASpec
 from .contenders import Inputs, dense, quiet
 from .measure import Contender
@@ -82,16 +82,16 @@ def model(*, train: bool, embed_dim: int = 64, tokens: int = 256, batch: int = 1
     return [Contender(name="nsa", run=step(mine)), Contender(name="sdpa", run=step(twin))]
 
 
-def decode(options: dict[str, Any], dtype: str, keys: int) -> list[Contender]:
-    """Return a step of decoding of a two-layer model of `NSASpec.paper(**options)`, and of its dense twin.
+def decode(preset: str, options: dict[str, Any], dtype: str, keys: int) -> list[Contender]:
+    """Return a step of decoding of a two-layer model of the preset with `options`, and of its dense twin.
 
     It comes after `keys` drawn positions. Every call appends one to its caches, and there are some hundred calls.
     """
-    spec, layers = NSASpec.paper(**options), 2
+    spec, layers = PRESETS[preset](**options), 2
     hidden = spec.num_heads * spec.head_dim
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"embed_dim": hidden, "hidden_size": hidden, "num_layers": layers, "dropout": 0.0}
-    mine = NSA.build(**sizes, preset="paper", impl="compiled", kv_per_path=False, **options)
+    mine = NSA.build(**sizes, preset=preset, impl="compiled", kv_per_path=False, **options)
     mine.to(getattr(torch, dtype)).eval()
     twin = with_dense_attention(copy.deepcopy(mine))
     x, held = mine.new_cache(), Inputs.draw(spec, dtype, queries=1, keys=keys)

@@ -81,7 +81,9 @@ def plan(settings: Settings) -> Iterator[Comparison]:
         for name, train in (("model forward", False), ("model training step", True)):
             yield _made("model", name, _SEED_TOKENS, "sdpa", models.model, train=train)
         for t in settings.tokens:
-            yield _made("model", "model decode", t, "sdpa", models.decode, settings.options, dtype, t)
+            yield _made("model", "model decode", t, "sdpa", models.decode, "paper", settings.options, dtype, t)
+        for t in settings.tokens:
+            yield _made("model", "seed model decode", t, "sdpa", models.decode, "seed", {}, dtype, t)
     if "module" in parts:
         reason = models.missing_rival()
         skipped = () if reason is None else ((models.RIVAL, reason),)

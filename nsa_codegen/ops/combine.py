@@ -57,7 +57,12 @@ def extent(desc: KernelDesc, schedule: CpuSchedule) -> ExtentOf:
 
 def gates_as_read(gates: Tensor, dtype: torch.dtype) -> Tensor:
     """Return gates as the kernels read them: [P] as float32, [B, T, H, P] in the outputs' type."""
-    return (gates.float() if gates.dim() == 1 else gates.to(dtype)).contiguous()
+    return gates.to(read_as(gates, dtype)).contiguous()
+
+
+def read_as(gates: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """Return the type that the kernels read gates in."""
+    return torch.float32 if gates.dim() == 1 else dtype
 
 
 def prepare_backward(

@@ -8,11 +8,14 @@ op rounds its output once, to the dtype of its input, and leaves log-sum-exps in
 from .attention import gather_attention, stream_attention, visible_mask
 from .combine import combine
 from .compress import check_weights, compress
-from .selection import block_scores, select_blocks
+from .precision import arithmetic_dtype
+from .selection import block_means, block_scores, select_blocks
 from .whole import attention
 
 __all__ = [
+    "arithmetic_dtype",
     "attention",
+    "block_means",
     "block_scores",
     "check_weights",
     "combine",

@@ -93,6 +93,13 @@ def block_scores(
     return scores, past & ~_forced(queries, blocks, block_size, num_initial, num_local, q_start, q.device)
 
 
+def block_means(k: Tensor, block_size: int) -> Tensor:
+    """Return the means of the complete blocks of keys `[B, S, Hkv, Dk]`, unrounded `[B, S // block_size, Hkv, Dk]`."""
+    whole = k.shape[1] // block_size
+    blocks = widen(k[:, : whole * block_size]).reshape(k.shape[0], whole, block_size, *k.shape[2:])
+    return blocks.mean(dim=2)
+
+
 def _mean_key_scores(q: Tensor, k: Tensor, block_size: int, blocks: int, q_start: int) -> Tensor:
     batch, queries, heads, dim = q.shape
     keys, kv_heads = k.shape[1:3]
@@ -101,8 +108,7 @@ def _mean_key_scores(q: Tensor, k: Tensor, block_size: int, blocks: int, q_start
             f"select_blocks: the last query stands at position {q_start + queries - 1}, but k has {keys} keys; "
             f"give the keys up to the last query, or a q_start of at most {keys - queries}"
         )
-    whole = blocks - 1  # the block of the last query is nobody's past
-    means = widen(k[:, : whole * block_size]).reshape(batch, whole, block_size, kv_heads, dim).mean(dim=2)
+    means = block_means(k[:, : (blocks - 1) * block_size], block_size)  # that of the last query is nobody's past
     summed = widen(q).reshape(batch, queries, kv_heads, heads // kv_heads, dim).sum(dim=3)
     return pad(torch.einsum("bthd,bjhd->bthj", summed, means), (0, 1))
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -61,11 +60,12 @@ def sequences(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, bool]]:
     from nsa_codegen import sequence
 
     called = []
-    call = sequence.Sequence.__call__
+    call = sequence.Ready.__call__
 
-    def noted(self: sequence.Sequence, tensors: dict[str, Any], *, by_row: bool, **options: Any) -> None:
-        called.append((*tensors["q"].shape[:2], by_row))
-        call(self, tensors, by_row=by_row, **options)
+    def noted(self: sequence.Ready, tensors: Iterable[torch.Tensor]) -> None:
+        first, *others = tensors
+        called.append((*first.shape[:2], self.rows > 1))
+        call(self, [first, *others])
 
-    monkeypatch.setattr(sequence.Sequence, "__call__", noted)
+    monkeypatch.setattr(sequence.Ready, "__call__", noted)
     return called

@@ -140,7 +140,8 @@ def test_every_planned_comparison_runs_once(kernels: Path) -> None:
     settings = Settings(tokens=(96,), backward_tokens=(96,), threads=1, parts=("model",), **DIMS)  # type: ignore[arg-type]
     for comparison in plan(settings):
         assert {c.name for c in comparison.make()} == {"nsa", "sdpa"}
-    for contender in (*models.model(train=True, tokens=16, batch=1), *models.decode(SETTINGS.options, "float32", 96)):
+    decoding = (models.decode(*which, "float32", 96) for which in (("paper", SETTINGS.options), ("seed", {})))
+    for contender in (*models.model(train=True, tokens=16, batch=1), *(c for pair in decoding for c in pair)):
         contender.run()
 
 

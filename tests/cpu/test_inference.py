@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nsa_codegen import functional, inference, training
+from nsa_codegen import functional, inference, repeated, training
 from nsa_codegen.errors import InputError
 from nsa_codegen.program import Phi, Program
 from nsa_codegen.spec import NSASpec
@@ -80,6 +80,7 @@ def test_equal_to_the_single_ops(name: str, kernels: Path) -> None:
     def check(batch: int, tokens: int, missing: int, elements: int) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(inference, "RUN_ELEMENTS", elements)
+            patch.setattr(repeated, "_calls", {})
             one, single = both(PROGRAMS[name], batch, max(1, tokens - missing), tokens)
         assert torch.equal(one, single)
 
@@ -140,6 +141,7 @@ def test_rows_that_threads_cannot_share_take_runs(kernels: Path, sequences: list
         assert not sequences  # one thread would get twice as many rows as the other
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(inference, "RUN_ELEMENTS", 89 * 2 * 16)
+            patch.setattr(repeated, "_calls", {})
             both(program, 4, 90, 90)
         assert not sequences  # rows are longer than runs
         both(program, 4, 90, 90)
@@ -159,6 +161,7 @@ def test_runs_cover_every_query_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(inference, "_runs", noted)
     monkeypatch.setattr(inference, "RUN_ELEMENTS", 100)
+    monkeypatch.setattr(repeated, "_calls", {})
     both(PROGRAMS["three heads in a group"], 3, 700, 700)
     assert len(cut) > 3
     seen = torch.zeros(3, 700, dtype=torch.int32)
@@ -173,7 +176,7 @@ def test_opcheck(name: str, kernels: Path) -> None:
     kv, gates = keys_of(program, 2, 40), gates_of(program, 2, 40, program.num_heads)
     q = draw(2, 40, program.num_heads, program.head_dim, seed=3)
     keys, values = ([kv[p.name][i] for p in program.paths] for i in (0, 1))
-    arguments = (q, keys, values, gates, program.text, 0, 0.25)
+    arguments = (q, keys, values, gates, [], program.text, 0, 0.25)
     torch.library.opcheck(torch.ops.nsa_codegen.attention.default, arguments)
 
 
@@ -206,6 +209,61 @@ def test_bad_arguments_are_refused_again_after_good_ones(kernels: Path) -> None:
         functional.attention(program, q, kv, gates, scale=float("nan"))
     with pytest.raises(InputError, match=r"position 1 do not fit"):
         functional.attention(program, q, kv, gates, q_start=1)
+
+
+def test_means_that_are_given_change_no_bit(kernels: Path) -> None:
+    """Few queries, rows for each thread, and runs; with room behind the means, or none for the last query's block."""
+    program = PROGRAMS["mean keys"]
+
+    @drawn(40)
+    @given(
+        batch=st.integers(1, 4), before=st.integers(0, 150), queries=st.integers(1, 60), room=st.integers(0, 9),
+        elements=st.sampled_from([1, 1000, 1 << 20]),
+    )  # fmt: skip
+    def check(batch: int, before: int, queries: int, room: int, elements: int) -> None:
+        tokens = before + queries
+        kv, gates = keys_of(program, batch, tokens), gates_of(program)
+        q = draw(batch, queries, 2, 16, seed=3)
+        wanted = functional.attention(program, q, kv, gates)
+        means = functional.block_means(kv["selected"][0], block_size=8)[:, : (tokens - 1) // 8]
+        means = torch.cat([means, means.new_full((batch, room, 2, 16), 7.0)], dim=1)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(inference, "RUN_ELEMENTS", elements)
+            patch.setattr(repeated, "_calls", {})
+            for _ in range(2):
+                found = functional.attention(program, q, kv, gates, block_means={"selected": means})
+                assert torch.equal(found, wanted)
+
+    check()
+
+
+def test_means_are_what_blocks_are_scored_by(kernels: Path) -> None:
+    program = PROGRAMS["mean keys"]
+    kv, gates = keys_of(program, 1, 90), gates_of(program)
+    q = draw(1, 1, 2, 16, seed=3)
+    means = functional.block_means(kv["selected"][0], block_size=8)
+    exact = functional.block_means(kv["selected"][0].double(), block_size=8)
+    assert exact.dtype == torch.float64
+    assert torch.allclose(means.double(), exact, atol=1e-6)
+    found, other = (functional.attention(program, q, kv, gates, block_means={"selected": m}) for m in (means, -means))
+    assert not torch.equal(found, other)
+
+
+def test_means_that_do_not_fit_are_refused(kernels: Path) -> None:
+    program = PROGRAMS["mean keys"]
+    kv, gates = keys_of(program, 1, 90), gates_of(program)
+    q = draw(1, 1, 2, 16, seed=3)
+    means = functional.block_means(kv["selected"][0], block_size=8)
+    for bad in (means[:, :10], means[..., :8], means.half(), means.repeat(2, 1, 1, 1)):
+        with pytest.raises(
+            InputError, match=r"block_means\['selected'\] has shape .* give \[1, 11, 2, 16\], torch.float32"
+        ):
+            functional.attention(program, q, kv, gates, block_means={"selected": bad})
+    functional.attention(program, q, kv, gates, block_means={"selected": means})
+    with pytest.raises(
+        InputError, match=r"block_means has \['window'\]; the paths scored by mean keys are \['selected'\]"
+    ):
+        functional.attention(program, q, kv, gates, block_means={"selected": means, "window": means})
 
 
 def test_compiled_without_gradients(kernels: Path) -> None:

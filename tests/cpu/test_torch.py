@@ -73,6 +73,9 @@ class TestOpcheck:
         self.check(self.ops.select_blocks, q, k, "mean_key", 4, 3, 0, 1, 0, 0, 0.25, 0)
         self.check(self.ops.select_blocks, q, k[:, :9], "compressed", 4, 3, 0, 1, 4, 2, 0.25, 0)
 
+    def test_block_means(self) -> None:
+        self.check(self.ops.block_means, self.k.detach(), 4)
+
     @pytest.mark.parametrize("method", ["mean", "conv", "mlp"])
     def test_compress(self, method: str) -> None:
         conv, mlp = [None] * 2, [None] * 5

@@ -46,11 +46,12 @@ static int32_t scored_attention_kernel(int32_t* indices, float* k, float* lse, f
     nsa::fill(top, -INFINITY, 64);
     nsa::fill(total, 0.000000e+00f, 64);
     nsa::fill(o_t, 0.000000e+00f, 3072);
-    for (int32_t i = 0; i < ((end[0] + 63) >> 6); ++i) {
+    int32_t tiles = ((end[0] + 63) >> 6);
+    for (int32_t i = 0; i < tiles; ++i) {
       j0[0] = (i * 64);
       int32_t v__6 = end[0] - j0[0];
       rows[0] = ((64) < (v__6) ? (64) : (v__6));
-      nsa::product<64, 4, 4, nsa::ZERO>(s, 64, (&(k[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)32) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 1, q_t, rows[0], 32, alpha, nsa::lines<nsa::f32, false>((&(q[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), filled[0], filled[0], 32, i, ((end[0] + 63) >> 6)));
+      nsa::product<64, 4, 4, nsa::ZERO>(s, 64, (&(k[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)32) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 1, q_t, rows[0], 32, alpha, nsa::lines<nsa::f32, false>((&(q[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), filled[0], filled[0], 32, i, tiles));
       if ((0 < (j0[0] + rows[0])) && (((((q_start + t0[0]) - 3) / 4) < (j0[0] + rows[0])) || (keys < (j0[0] + rows[0])))) {
         nsa::mask_lanes<64, 1>(s, lo, hi, j0[0], rows[0]);
       }
@@ -58,7 +59,7 @@ static int32_t scored_attention_kernel(int32_t* indices, float* k, float* lse, f
       int32_t rows_1 = rows[0];
       nsa::block_sums<64, 64, 2, 2>((&(sums[((((int64_t)i) * (int64_t)2112) + ((((int64_t)worker) * ((int64_t)steps)) * (int64_t)2112))])), s, rows_1);
       nsa::copy((&(tops[((((int64_t)i) * (int64_t)64) + ((((int64_t)worker) * ((int64_t)steps)) * (int64_t)64))])), top, 64);
-      nsa::product<64, 4, 4, nsa::RESCALE>(o_t, 64, (&(v[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)48) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)48)) + (((int64_t)h[(int64_t)0]) * (int64_t)48))])), 1, (((int64_t)kv_heads) * (int64_t)48), s, 48, rows[0], alpha, nsa::lines<nsa::f32, true>((&(out[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)48) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)48)) + (((int64_t)h[(int64_t)0]) * (int64_t)48))])), (((int64_t)kv_heads) * (int64_t)48), 0, filled[0], 48, i, ((end[0] + 63) >> 6)));
+      nsa::product<64, 4, 4, nsa::RESCALE>(o_t, 64, (&(v[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)48) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)48)) + (((int64_t)h[(int64_t)0]) * (int64_t)48))])), 1, (((int64_t)kv_heads) * (int64_t)48), s, 48, rows[0], alpha, nsa::lines<nsa::f32, true>((&(out[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)48) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)48)) + (((int64_t)h[(int64_t)0]) * (int64_t)48))])), (((int64_t)kv_heads) * (int64_t)48), 0, filled[0], 48, i, tiles));
     }
     int32_t filled_2 = filled[0];
     int32_t b_1 = b[0];
@@ -69,7 +70,6 @@ static int32_t scored_attention_kernel(int32_t* indices, float* k, float* lse, f
       total[lane_1] = nsa::inverse(total[lane_1]);
     }
     nsa::unpack_lanes<nsa::f32, 1>((&(out[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)48) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)48)) + (((int64_t)h[(int64_t)0]) * (int64_t)48))])), (((int64_t)kv_heads) * (int64_t)48), 48, o_t, 64, filled[0], 48, total);
-    int32_t tiles = ((end[0] + 63) >> 6);
     for (int32_t i_1 = 0; i_1 < tiles; ++i_1) {
       nsa::rescale<64>((&(tops[((((int64_t)i_1) * (int64_t)64) + ((((int64_t)worker) * ((int64_t)steps)) * (int64_t)64))])), top);
     }

@@ -30,11 +30,12 @@ static int32_t select_blocks_kernel(int32_t* indices, float* k, float* q, float*
     int32_t v__1 = t0[0] + 64;
     int32_t v__2 = ((((v__1) < (tokens) ? (v__1) : (tokens)) + q_start) - 1) / 16;
     end[0] = ((keys) < (v__2) ? (keys) : (v__2));
-    for (int32_t i = 0; i < ((end[0] + 63) >> 6); ++i) {
+    int32_t passes = ((end[0] + 63) >> 6);
+    for (int32_t i = 0; i < passes; ++i) {
       j0[0] = (i * 64);
       int32_t v__3 = end[0] - j0[0];
       rows[0] = ((64) < (v__3) ? (64) : (v__3));
-      nsa::product<64, 4, 4, nsa::ZERO>(s, 64, (&(k[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)32) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 1, q_t, rows[0], 32, s, nsa::lines<nsa::f32, false>((&(q[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), filled[0], filled[0], 32, i, ((end[0] + 63) >> 6)));
+      nsa::product<64, 4, 4, nsa::ZERO>(s, 64, (&(k[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)32) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 1, q_t, rows[0], 32, s, nsa::lines<nsa::f32, false>((&(q[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), filled[0], filled[0], 32, i, passes));
       nsa::unpack_lanes<nsa::f32, 1>((&(scores[(((((int64_t)worker) * ((int64_t)blocks)) * (int64_t)64) + ((int64_t)j0[(int64_t)0]))])), ((int64_t)blocks), 0, s, 64, filled[0], rows[0], ones);
     }
     for (int32_t row = 0; row < ((64) < (v_) ? (64) : (v_)); ++row) {

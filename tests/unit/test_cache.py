@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from naive import draw
 from test_nn import MODEL, OPTION_SETS, make
 
+from nsa_codegen import functional
 from nsa_codegen.cache import LEAST_POSITIONS, AttentionCache
 from nsa_codegen.errors import InputError
 from nsa_codegen.nn import NSA, NSAModel
@@ -66,6 +68,27 @@ def test_what_was_dropped_is_forgotten_even_if_it_was_not_a_number() -> None:
     model(other, cache)
     cache.crop(9)
     assert torch.equal(model(x[:, 9:], cache), model_of_pieces(model, x, 9))
+
+
+@torch.no_grad()
+def test_means_of_blocks_are_kept_as_they_become_complete() -> None:
+    spec = NSASpec.seed(num_heads=2, head_dim=8, window_size=4, block_size=4, num_selected_blocks=2)
+    cache, whole = AttentionCache(spec), draw(2, 22, 2, 8, seed=7)
+    phi = [partial(functional.compress, kernel=spec.kernel, stride=spec.stride, impl="reference")] * 2
+
+    def means_up_to(length: int) -> None:
+        kept, blocks = cache.block_means["selected"], length // 4
+        assert torch.equal(kept[:, :blocks], whole[:, : 4 * blocks].unflatten(1, (blocks, 4)).mean(dim=2))
+        assert not kept[:, blocks:].any()
+
+    for part in whole.split([1, 6, *[1] * 15], dim=1):
+        cache.extend([part], [part], phi, impl="reference")
+        means_up_to(cache.length)
+    cache.crop(9)
+    means_up_to(9)
+    cache.extend([whole[:, 9:]], [whole[:, 9:]], phi, impl="reference")
+    means_up_to(22)
+    assert AttentionCache(NSASpec.paper()).block_means == {}
 
 
 def model_of_pieces(model: NSAModel, x: torch.Tensor, cut: int) -> torch.Tensor:

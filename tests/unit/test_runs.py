@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nsa_codegen.index_sets import RangeSet, causal, complete, everything, first, window
@@ -14,6 +14,7 @@ sets = st.sampled_from(SETS)
 where = {"tokens": st.integers(1, 300), "keys": st.integers(0, 300), "q_start": st.integers(0, 300)}
 
 
+@settings(deadline=None)
 @given(
     visible=sets,
     rows=st.integers(1, 40),
@@ -36,6 +37,7 @@ def test_places_of_runs_hold_what_their_queries_see(
             assert begin <= seen[0] and seen[-1] < begin + runs.reach
 
 
+@settings(deadline=None)
 @given(visible=sets, queries=st.sampled_from((1, 4, 5, 64)), run=st.sampled_from((64, 128)), **where)
 def test_a_tile_passes_over_no_more_keys_than_are_kept(
     visible: RangeSet, queries: int, run: int, tokens: int, keys: int, q_start: int

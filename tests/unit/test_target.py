@@ -2,11 +2,12 @@
 
 import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
 from nsa_codegen.errors import TargetError
-from nsa_codegen.target import CPU_TARGETS, GPU_TARGETS, TARGETS, GpuTarget, parse_target, runs_here
+from nsa_codegen.target import CPU_TARGETS, GPU_TARGETS, TARGETS, GpuTarget, parse_target, processor_name, runs_here
 
 CUDA = [t for t in GPU_TARGETS.values() if t.kind == "cuda"]
 HIP = [t for t in GPU_TARGETS.values() if t.kind == "hip"]
@@ -73,3 +74,18 @@ def test_amds_product_is_as_fast_as_its_compute_units(target: GpuTarget, allowed
 
 def test_facts_that_templates_read_stay_one_word():
     assert all(re.fullmatch(r"[\w.]+-[\w.]+-\d+", t.facts) for t in GPU_TARGETS.values())
+
+
+@pytest.mark.parametrize(
+    ("lines", "name"),
+    [
+        (["model name\t: AMD Ryzen 9 7950X", "cpu family\t: 25", "model\t\t: 97"], "AMD Ryzen 9 7950X"),
+        (["cpu family\t: 25", "model\t\t: 17", "model name\t: AMD EPYC"], "AMD EPYC family 25 model 17"),
+        (["model name\t: Some Core", "processor\t: 0"], "Some Core"),
+    ],
+)
+def test_a_brand_alone_does_not_name_a_processor(lines: list[str], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Virtual machines give processors of several generations one name, and a timing belongs to one of them."""
+    second = "\n\nprocessor\t: 1\nmodel name\t: another\n"
+    monkeypatch.setattr(Path, "read_text", lambda self: "\n".join(lines) + second)
+    assert processor_name() == name

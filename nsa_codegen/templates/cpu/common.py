@@ -18,6 +18,7 @@ ELEMENT = {"float32": "nsa::f32", "bfloat16": "nsa::bf16", "float16": "nsa::f16"
 
 
 # The primitives, each of which may call those before it.
+FEW_LANES = 16  # a tile of so few reads more of its keys than of its queries
 TILE = ("vectors", "elements", "product", "softmax", "lanes", "blocks")
 
 
@@ -115,6 +116,12 @@ def lines_of(
     from_piece = count if ahead else 0
     name = f"nsa::lines<{ELEMENT[dtype]}, {'false' if ahead else 'true'}>"
     return T.call_extern("handle", name, T.address_of(x[(*index, 0)]), stride, from_piece, count, width, *share)
+
+
+def keys_ahead(dtype: str, x: Any, rows: Any, *index: Any) -> Any:
+    """Return the argument that has a product ask for `rows` positions of a head of `x`, from `index` on, to be read."""
+    name = f"nsa::lines<{ELEMENT[dtype]}, false>"
+    return T.call_extern("handle", name, T.address_of(x[(*index, 0)]), _position_stride(x), 0, rows, x.shape[-1], 0, 1)
 
 
 def lines_at(address: Any, elements: int, *, written: bool = False) -> Any:

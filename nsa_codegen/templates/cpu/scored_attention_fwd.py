@@ -13,12 +13,14 @@ from ...schedule import Schedule
 from ...target import Target
 from .block_scores import BlockScores, add_scores, keep_sums, list_blocks, load_ends
 from .common import (
+    FEW_LANES,
     NEG_INF,
     STORAGE,
     bound_at,
     call,
     columns_at,
     decode_task,
+    keys_ahead,
     lines_of,
     pack_lanes,
     prelude,
@@ -38,7 +40,7 @@ def get_scored_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
     facts = BlockScores.of(desc, schedule)
     tile, step, spilled, seen = facts.tile, facts.scored.tokens, facts.scored.spilled, facts.seen
     lanes, queries, heads, chunks = tile.lanes, tile.queries, tile.heads, tile.chunks
-    storage, converted = STORAGE[dtype], dtype != "float32"
+    storage, converted, few = STORAGE[dtype], dtype != "float32", lanes <= FEW_LANES
     staged = step if converted else 1
     batch, tokens, keys, kv_heads, workers, steps, blocks = (
         T.dynamic(x) for x in ("batch", "tokens", "keys", "kv_heads", "workers", "steps", "blocks")
@@ -85,7 +87,8 @@ def get_scored_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                     call("fill", top.data, NEG_INF, lanes)
                     call("fill", total.data, T.float32(0), lanes)
                     call("fill", o_t.data, T.float32(0), dv * lanes)
-                    for i in T.serial(T.ceildiv(end, step)):
+                    passes = T.ceildiv(end, step)
+                    for i in T.serial(passes):
                         j0 = i * step
                         rows = T.min(step, end - j0)
                         if converted:
@@ -94,9 +97,9 @@ def get_scored_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                         call(
                             product(lanes, schedule, "ZERO"),
                             *(s.data, lanes, *rows_at(dtype, k, k_up, b, j0, h), q_t.data, rows, dk, alpha.data),
-                            lines_of(
-                                dtype, q, heads, filled, (i, T.ceildiv(end, step)), b, t0, h, chunk * heads, ahead=True
-                            ),
+                            keys_ahead(dtype, k, T.min(step, end - j0 - rows), b, j0 + rows, h)
+                            if few
+                            else lines_of(dtype, q, heads, filled, (i, passes), b, t0, h, chunk * heads, ahead=True),
                         )
                         if j0 + rows > bound_at(seen, q_start + t0, keys):
                             call(f"mask_lanes<{lanes}, 1>", s.data, lo.data, hi.data, j0, rows)
@@ -105,11 +108,13 @@ def get_scored_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                         call(
                             product(lanes, schedule, "RESCALE"),
                             *(o_t.data, lanes, *columns_at(dtype, v, v_up, b, j0, h), s.data, dv, rows, alpha.data),
-                            lines_of(dtype, out, heads, filled, (i, T.ceildiv(end, step)), b, t0, h, chunk * heads),
+                            keys_ahead(dtype, v, T.min(step, end - j0 - rows), b, j0 + rows, h)
+                            if few
+                            else lines_of(dtype, out, heads, filled, (i, passes), b, t0, h, chunk * heads),
                         )
                     store_sums(lse, top, total, tile, filled, b, t0, h, chunk)
                     unpack_lanes(dtype, out, o_t, heads, filled, total, b, t0, h, chunk * heads)
-                    add_scores(scores, sums, tops, facts, worker, T.ceildiv(end, step), top, total)
+                    add_scores(scores, sums, tops, facts, worker, passes, top, total)
                 for t in T.serial(T.min(queries, tokens - t0)):
                     list_blocks(indices, scores, desc, worker, b, t0 + t, h, t, q_start + t0 + t)
 

@@ -14,11 +14,13 @@ from ...schedule import Schedule
 from ...target import Target
 from .block_scores import BlockScores, add_scores, invert, keep_sums, list_blocks, load_ends
 from .common import (
+    FEW_LANES,
     NEG_INF,
     STORAGE,
     bound_at,
     call,
     decode_task,
+    keys_ahead,
     lines_of,
     pack_lanes,
     prelude,
@@ -83,7 +85,8 @@ def compressed_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                     load_ends(lo, hi, facts, filled, q_start + t0, keys)
                     call("fill", top.data, NEG_INF, lanes)
                     call("fill", total.data, T.float32(0), lanes)
-                    for i in T.serial(T.ceildiv(end, step)):
+                    passes = T.ceildiv(end, step)
+                    for i in T.serial(passes):
                         j0 = i * step
                         rows = T.min(step, end - j0)
                         if converted:
@@ -91,16 +94,16 @@ def compressed_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                         call(
                             product(lanes, schedule, "ZERO"),
                             *(s.data, lanes, *rows_at(dtype, k, k_up, b, j0, h), q_t.data, rows, dk, factor.data),
-                            lines_of(
-                                dtype, q, heads, filled, (i, T.ceildiv(end, step)), b, t0, h, chunk * heads, ahead=True
-                            ),
+                            keys_ahead(dtype, k, T.min(step, end - j0 - rows), b, j0 + rows, h)
+                            if lanes <= FEW_LANES
+                            else lines_of(dtype, q, heads, filled, (i, passes), b, t0, h, chunk * heads, ahead=True),
                         )
                         if j0 + rows > bound_at(seen, q_start + t0, keys):
                             call(f"mask_lanes<{lanes}, 1>", s.data, lo.data, hi.data, j0, rows)
                         call(f"softmax_step<{lanes}>", s.data, rows, top.data, total.data, factor.data)
                         keep_sums(sums, tops, facts, worker, i, s, rows, top)
                     invert(total, lanes)
-                    add_scores(scores, sums, tops, facts, worker, T.ceildiv(end, step), top, total)
+                    add_scores(scores, sums, tops, facts, worker, passes, top, total)
                 for t in T.serial(T.min(queries, tokens - t0)):
                     list_blocks(indices, scores, desc, worker, b, t0 + t, h, t, q_start + t0 + t)
 
@@ -147,13 +150,16 @@ def mean_key_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                 filled = T.min(lanes, tokens - t0)
                 load_queries(q, q_t, q_head, filled, b, t0, h)
                 end = T.min(keys, T.truncdiv(q_start + T.min(t0 + lanes, tokens) - 1, block))
-                for i in T.serial(T.ceildiv(end, step)):
+                passes = T.ceildiv(end, step)
+                for i in T.serial(passes):
                     j0 = i * step
                     rows = T.min(step, end - j0)
                     call(
                         product(lanes, schedule, "ZERO"),
                         *(s.data, lanes, *rows_at("float32", k, k, b, j0, h), q_t.data, rows, dk, s.data),
-                        lines_of(dtype, q, group, filled * group, (i, T.ceildiv(end, step)), b, t0, h, 0, ahead=True),
+                        keys_ahead("float32", k, T.min(step, end - j0 - rows), b, j0 + rows, h)
+                        if lanes <= FEW_LANES
+                        else lines_of(dtype, q, group, filled * group, (i, passes), b, t0, h, 0, ahead=True),
                     )
                     call(
                         "unpack_lanes<nsa::f32, 1>",

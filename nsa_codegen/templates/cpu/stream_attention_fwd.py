@@ -13,12 +13,14 @@ from ...schedule import Schedule
 from ...target import Target
 from ...tiling import RowTile
 from .common import (
+    FEW_LANES,
     NEG_INF,
     STORAGE,
     bound_at,
     call,
     columns_at,
     decode_task,
+    keys_ahead,
     lines_of,
     pack_lanes,
     prelude,
@@ -38,7 +40,7 @@ def get_stream_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
     ranges = desc.streamed.ranges
     tile = RowTile.of(group, schedule.query_lanes)
     lanes, queries, heads, chunks = tile.lanes, tile.queries, tile.heads, tile.chunks
-    step, storage = schedule.key_tile, STORAGE[dtype]
+    step, storage, few = schedule.key_tile, STORAGE[dtype], lanes <= FEW_LANES
     converted = dtype != "float32"
     staged = step if converted else 1  # rows of K and V held as float32; float32 is read in place
     batch, tokens, keys, kv_heads = (T.dynamic(n) for n in ("batch", "tokens", "keys", "kv_heads"))
@@ -103,7 +105,9 @@ def get_stream_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                         call(
                             product(lanes, schedule, "ZERO"),
                             *(s.data, lanes, *rows_at(dtype, k, k_up, b, j0, h), q_t.data, rows, dk, alpha.data),
-                            lines_of(dtype, q, heads, filled, (i, steps), b, t0, h, chunk * heads, ahead=True),
+                            keys_ahead(dtype, k, T.min(step, end - j0 - rows), b, j0 + rows, h)
+                            if few
+                            else lines_of(dtype, q, heads, filled, (i, steps), b, t0, h, chunk * heads, ahead=True),
                         )
                         if T.Or(j0 < bound_at(span.lo, last, keys), j0 + rows > bound_at(span.hi, first, keys)):
                             call(f"mask_lanes<{lanes}, {len(ranges)}>", s.data, lo.data, hi.data, j0, rows)
@@ -111,7 +115,9 @@ def get_stream_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                         call(
                             product(lanes, schedule, "RESCALE"),
                             *(o_t.data, lanes, *columns_at(dtype, v, v_up, b, j0, h), s.data, dv, rows, alpha.data),
-                            lines_of(dtype, out, heads, filled, (i, steps), b, t0, h, chunk * heads),
+                            keys_ahead(dtype, v, T.min(step, end - j0 - rows), b, j0 + rows, h)
+                            if few
+                            else lines_of(dtype, out, heads, filled, (i, steps), b, t0, h, chunk * heads),
                         )
                 store_sums(lse, top, total, tile, filled, b, t0, h, chunk)
                 unpack_lanes(dtype, out, o_t, heads, filled, total, b, t0, h, chunk * heads)

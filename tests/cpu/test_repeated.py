@@ -1,0 +1,199 @@
+"""Calls like one before: the same bits without torch in between, and whoever looks at calls of ops still sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import draw, drawn, kernels_of
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nsa_codegen import functional, repeated
+from nsa_codegen.spec import NSASpec
+
+SPEC = NSASpec.seed(num_heads=2, head_dim=16, window_size=9, block_size=8, num_selected_blocks=3)
+KERNELS = kernels_of(SPEC.program(), torch.float32, backward=False)
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of the queries of each call that is run without torch; none is kept from another test."""
+    found: list[tuple[int, ...]] = []
+    run = repeated._run
+
+    def noted(call: Any, tensors: list[Tensor]) -> Tensor:
+        found.append(tuple(tensors[0].shape))
+        return run(call, tensors)
+
+    monkeypatch.setattr(repeated, "_run", noted)
+    monkeypatch.setattr(repeated, "_calls", {})
+    return found
+
+
+def inputs(keys: int = 40, *, batch: int = 1, seed: int = 0) -> list[Tensor]:
+    """One query per row, keys, values, compressed ones, and gates."""
+    q = draw(batch, 1, 2, 16, seed=seed)
+    k, v = (draw(batch, keys, 2, 16, seed=seed + i) for i in (1, 2))
+    k_cmp, v_cmp = (functional.compress(x, kernel=SPEC.kernel, stride=SPEC.stride) for x in (k, v))
+    return [q, k, v, k_cmp, v_cmp, draw(3, seed=seed + 3).sigmoid()]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, k_cmp: Tensor, v_cmp: Tensor, gates: Tensor, **options: Any) -> Tensor:
+    return functional.nsa_attention(q, k, v, gates, SPEC, k_cmp=k_cmp, v_cmp=v_cmp, impl="compiled", **options)
+
+
+def by_torch(q: Tensor, k: Tensor, v: Tensor, k_cmp: Tensor, v_cmp: Tensor, gates: Tensor) -> Tensor:
+    keys, values = [k_cmp, k, k], [v_cmp, v, v]
+    program = SPEC.program().text
+    out: Tensor = torch.ops.nsa_codegen.attention(q, keys, values, gates, [], program, k.shape[1] - 1, 0.25)
+    return out
+
+
+def test_a_repeated_call_has_the_bits_of_the_op(kernels: Path, runs: list[Any]) -> None:
+    @drawn(20)
+    @given(keys=st.integers(1, 90), batch=st.integers(1, 3), calls=st.integers(1, 3), inference=st.booleans())
+    def check(keys: int, batch: int, calls: int, inference: bool) -> None:
+        runs.clear()
+        for seed in range(calls):
+            with torch.inference_mode(inference):
+                values = inputs(keys, batch=batch, seed=seed)
+                found = attend(*values)
+                assert torch.equal(found, by_torch(*values))
+        if keys > 8:  # with fewer all blocks are packed, which takes runs
+            assert runs == [(batch, 1, 2, 16)] * calls
+
+    check()
+
+
+def test_sizes_positions_and_scales_have_calls_of_their_own(kernels: Path, runs: list[Any]) -> None:
+    values = inputs(40)
+    attend(*values)
+    wanted = functional.nsa_attention(*values[:3], values[5], SPEC, q_start=20, impl="reference")
+    assert torch.allclose(attend(*values, q_start=20), wanted, atol=1e-5)
+    program, kv = SPEC.program(), dict.fromkeys(("selected", "window"), (values[1], values[2]))
+    kv["compressed"] = (values[3], values[4])
+    for scale in (None, 0.5, 0.5):
+        wanted = functional.attention(program, values[0], kv, values[5], scale=scale, impl="reference")
+        assert torch.allclose(functional.attention(program, values[0], kv, values[5], scale=scale), wanted, atol=1e-5)
+    assert len(runs) == 5
+    assert len(repeated._calls) == 4
+
+
+def test_no_more_calls_are_kept_than_some_hundred(
+    kernels: Path, runs: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repeated, "MOST", 4)
+    values = inputs(40)
+    for start in range(10, 30):
+        attend(*values, q_start=start)
+        assert 1 <= len(repeated._calls) <= 4
+
+
+def _dispatch_mode(call: Callable[[], Tensor]) -> list[str]:
+    seen: list[str] = []
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    with Mode():
+        call()
+    return seen
+
+
+def _function_mode(call: Callable[[], Tensor]) -> list[str]:
+    seen: list[str] = []
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Mode():
+        call()
+    return [name.replace(".", "::") for name in seen]
+
+
+def _profiler(call: Callable[[], Tensor]) -> list[str]:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        call()
+    return [event.key for event in profile.key_averages()]
+
+
+def _trace(call: Callable[[], Tensor]) -> list[str]:
+    traced = torch.jit.trace(lambda x: x + call(), torch.zeros(()), check_trace=False)
+    return [node.kind() for node in traced.graph.nodes()]
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("watch", [_dispatch_mode, _function_mode, _profiler, _trace])
+def test_who_looks_at_ops_sees_a_repeated_call(
+    watch: Callable[[Callable[[], Tensor]], list[str]], kernels: Path, runs: list[Any]
+) -> None:
+    values = inputs()
+    attend(*values)
+    assert len(runs) == 1
+    seen = watch(lambda: attend(*values))
+    assert any("nsa_codegen::attention" in name for name in seen), seen
+    assert len(runs) == 1
+    attend(*values)
+    assert len(runs) == 2
+
+
+def test_fake_tensors_stay_fake(kernels: Path, runs: list[Any]) -> None:
+    values = inputs()
+    attend(*values)
+    with FakeTensorMode() as mode:
+        fake = [mode.from_tensor(x) for x in values]
+        assert isinstance(attend(*fake), FakeTensor)
+    assert isinstance(attend(*fake), FakeTensor)
+    assert len(runs) == 1
+
+
+def test_gradients_flow_after_a_call_without(kernels: Path, runs: list[Any]) -> None:
+    values = inputs()
+    attend(*values)
+    values[2].requires_grad_()
+    attend(*values).sum().backward()
+    assert values[2].grad is not None
+    assert len(runs) == 1
+    with torch.no_grad():
+        assert attend(*values).grad_fn is None
+    assert len(runs) == 2
+
+
+def test_forward_derivatives_go_through_torch(kernels: Path, runs: list[Any]) -> None:
+    values = inputs()
+    attend(*values)
+    with forward_ad.dual_level(), torch.no_grad():
+        attend(*values)
+    assert len(runs) == 1
+
+
+def test_views_and_subclasses(kernels: Path, runs: list[Any]) -> None:
+    """A negative view holds other numbers than it stands for, and one that is not contiguous lies otherwise."""
+
+    class Mine(torch.Tensor):
+        pass
+
+    values = inputs()
+    wanted, other = attend(*values), attend(-values[0], *values[1:])
+    runs.clear()
+    assert torch.equal(attend(torch._neg_view(values[0]), *values[1:]), other)
+    across = values[0].transpose(2, 3).contiguous().transpose(2, 3)
+    assert not across.is_contiguous()
+    assert torch.equal(attend(across, *values[1:]), wanted)
+    assert isinstance(attend(values[0].as_subclass(Mine), *values[1:]), Mine)
+    assert not runs
+    assert torch.equal(attend(torch.nn.Parameter(values[0], requires_grad=False), *values[1:]), wanted)
+    assert len(runs) == 1
