@@ -41,12 +41,15 @@ types: $(READY)
 layers: $(READY)
 	$(BIN)/python -m pytest tests/unit/test_layers.py
 
-# The committed kernels: both presets, both directions, float32 for the widest CPU target and bfloat16 for the GPU
-# targets named here. Binaries stay out of git. For some architectures only: make generated GPUS="sm_90a sm_120a"
+# The committed kernels: both presets, both directions, float32 for the CPU targets and bfloat16 for the GPU targets
+# named here. Binaries stay out of git. For some architectures only: make generated CPUS=x86_64_v3 GPUS="sm_90a sm_120a"
+CPUS ?= x86_64_v4 x86_64_v3
 GPUS ?= sm_80 sm_86 sm_89 sm_90a sm_100a sm_103a sm_120a gfx942 gfx950
 generated: $(READY)
 	for preset in seed paper; do \
-		NSA_CODEGEN_HOME=generated $(BIN)/nsa-codegen build --target x86_64_v4 --preset $$preset --direction both || exit 1; \
+		for cpu in $(CPUS); do \
+			NSA_CODEGEN_HOME=generated $(BIN)/nsa-codegen build --target $$cpu --preset $$preset --direction both || exit 1; \
+		done; \
 		for gpu in $(GPUS); do \
 			NSA_CODEGEN_HOME=generated $(BIN)/nsa-codegen build --target $$gpu --preset $$preset --dtype bfloat16 \
 				--direction both || exit 1; \

@@ -19,7 +19,6 @@ from nsa_codegen.tuning.honesty import rankings, summaries
 from nsa_codegen.tuning.records import DEVICE_FACTS, Log, logs_folder, read_log
 
 RESULTS = Path(__file__).parent / "results"
-ARCH = "x86_64_v4"
 COMMAND = "python benchmarks/honesty.py --write"
 DIGITS = 4
 
@@ -27,7 +26,7 @@ DIGITS = 4
 def main() -> None:
     """Print the figures, and keep them if that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--logs", type=Path, default=logs_folder() / ARCH, help="folder of logs")
+    parser.add_argument("--logs", type=Path, default=logs_folder(), help="folder of logs")
     parser.add_argument("--write", action="store_true", help="keep figures and picture")
     options = parser.parse_args()
     from nsa_codegen.cli.app import print_table
@@ -88,13 +87,13 @@ def draw(logs: Iterable[Log], result: dict[str, Any]) -> Any:
     ends = [min(min(p) for own in points.values() for p in own), max(max(p) for own in points.values() for p in own)]
     axes.plot(ends, ends, color="black", linewidth=0.8, label="as predicted")
     every = result["all"]
-    machines = ", ".join(f"{m['processor']}, {m['threads']} threads" for m in result["machines"])
+    machines = ", ".join(f"{p['name']} {p['spearman']:.2f}" for p in result["processors"] if p["spearman"] is not None)
     plain_logs(axes, "x", "y")
     lost = f"the model's best loses {100 * (every['loss'] - 1):.1f} %, at worst {100 * (every['worst'] - 1):.0f} %"
     axes.set(
         aspect="equal", xlabel="measured, ms", ylabel="predicted, ms",
-        title=f"{every['candidates']} candidates of {every['descs']} kernels on {machines}\n"
-        f"Spearman {every['spearman']:.2f}, median of kernels; {lost}",
+        title=f"{every['candidates']} candidates of {every['descs']} kernels: {lost}\n"
+        f"Spearman {every['spearman']:.2f}, median of kernels; by processor:\n{machines}",
     )  # fmt: skip
     axes.title.set_size(10)
     axes.grid(visible=True, alpha=0.3)
