@@ -74,7 +74,7 @@ class AttentionCache:
     def _average(self, first: int, impl: str) -> None:
         begin, end = first // self._block, self.length // self._block
         if self._scored_by_means and (begin < end or not self._means):
-            keys = self._selected[0][:, begin * self._block : end * self._block]
+            keys = self.paths["selected"][0][:, begin * self._block : end * self._block]
             self._means = _with(self._means, [(block_means(keys, block_size=self._block, impl=impl),)], begin)
 
     def crop(self, length: int) -> None:
@@ -89,10 +89,6 @@ class AttentionCache:
             for buffer in (x for tensors in held for x in tensors):
                 buffer[:, places(length) : places(self.length)] = 0
         self.length = length
-
-    @property
-    def _selected(self) -> Pair:
-        return self.paths["selected"]
 
     @property
     def paths(self) -> dict[str, Pair]:

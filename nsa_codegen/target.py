@@ -281,25 +281,29 @@ def runs_here(target: Target) -> bool:
 
 def processor_features() -> frozenset[str]:
     """Return the processor's feature flags as Linux names them; empty where they cannot be read."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return frozenset()
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), ":")
-    return frozenset(flags.partition(":")[2].split())
+    facts = _processor_facts()
+    return frozenset(facts.get("flags", facts.get("Features", "")).split())
 
 
 def processor_name() -> str:
     """Return the processor's model name, for records and tables; with family and model where it has no number."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
+    facts = _processor_facts()
+    if not facts:
         return platform.processor() or platform.machine()
-    facts: dict[str, str] = {}
-    for line in lines:
-        name, _, value = line.partition(":")
-        facts.setdefault(name.strip(), value.strip())
     found = facts.get("model name", platform.machine())
     if "cpu family" not in facts or any(c.isdigit() for c in found):
         return found
     return f"{found} family {facts['cpu family']} model {facts.get('model', '?')}"  # virtual machines name a brand only
+
+
+def _processor_facts() -> dict[str, str]:
+    """Return what Linux says of the first processor, by name; empty where it cannot be read."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return {}
+    facts: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        facts.setdefault(name.strip(), value.strip())
+    return facts
