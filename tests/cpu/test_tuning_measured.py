@@ -101,8 +101,8 @@ def test_a_wrong_kernel_is_wrong(
 
 def test_a_candidate_whose_text_is_known_is_not_compiled(kernels: Path) -> None:
     desc = KernelDesc.of("combine", "float32", paths=2, dv=16, gates="scalar")
-    one = build_candidate(desc, CpuSchedule(), TARGET, kernels, frozenset())
-    other = build_candidate(desc, CpuSchedule(key_tile=32), TARGET, kernels, frozenset({one.code}))
+    one = build_candidate(desc, OTHER, TARGET, kernels, frozenset())
+    other = build_candidate(desc, replace(OTHER, key_tile=64), TARGET, kernels, frozenset({one.code}))
     assert one.key and one.resources is not None and len(one.resources["sha256"]) == 64
     assert other.same and other.code == one.code and not other.key
 

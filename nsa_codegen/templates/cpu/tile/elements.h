@@ -23,11 +23,18 @@ struct bf16 {
   }
 };
 
+#if defined(__F16C__) // vectors of f16 and of as many float32, or of the first four
+typedef int16_t halves __attribute__((vector_size(16)));
+typedef int16_t halves_mem __attribute__((vector_size(16), aligned(2), may_alias));
+typedef float floats_mem __attribute__((vector_size(32), aligned(4), may_alias));
+typedef float four_floats __attribute__((vector_size(16)));
+#endif
+
 struct f16 {
   typedef uint16_t raw;
   NSA_INLINE float up(raw x) {
 #if defined(__F16C__)
-    return _cvtsh_ss(x);
+    return __builtin_ia32_vcvtph2ps(halves{(int16_t)x})[0];
 #else
     uint32_t magnitude = (uint32_t)(x & 0x7fffu) << 13, sign = (uint32_t)(x & 0x8000u) << 16;
     float scaled, y;
@@ -43,7 +50,7 @@ struct f16 {
   }
   NSA_INLINE raw down(float x) {
 #if defined(__F16C__)
-    return (raw)_cvtss_sh(x, 0);
+    return (raw)__builtin_ia32_vcvtps2ph(four_floats{x}, 0)[0]; // 0: to nearest, ties to even
 #else
     uint32_t bits;
     memcpy(&bits, &x, 4);
@@ -71,7 +78,7 @@ template <typename T> NSA_INLINE void up_row(float *dst, const typename T::raw *
 #if defined(__F16C__)
   if (__is_same(T, f16))
     for (; i + 8 <= n; i += 8)
-      _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)((const uint16_t *)src + i))));
+      *(floats_mem *)(dst + i) = __builtin_ia32_vcvtph2ps256(*(const halves_mem *)(src + i));
 #endif
   for (; i < n; i++)
     dst[i] = T::up(src[i]);
@@ -146,14 +153,14 @@ NSA_INLINE void fill_rows(void *p, int rows, int width) { memset(p, 0, sizeof(fl
 // x * Phi(x) with the exact error function.
 NSA_INLINE void gelu(float *x, int n) {
   for (int i = 0; i < n; i++)
-    x[i] = 0.5f * x[i] * (1.0f + erff(x[i] * 0.70710678118654752f));
+    x[i] = 0.5f * x[i] * (1.0f + __builtin_erff(x[i] * 0.70710678118654752f));
 }
 
 // From x, before the gelu, and dy, the gradient after it: dy becomes the gradient before it, and x the gelu's value.
 NSA_INLINE void gelu_backward(float *x, float *dy, int n) {
   for (int i = 0; i < n; i++) {
-    float below = 0.5f * (1.0f + erff(x[i] * 0.70710678118654752f));
-    float density = 0.39894228040143268f * expf(-0.5f * x[i] * x[i]);
+    float below = 0.5f * (1.0f + __builtin_erff(x[i] * 0.70710678118654752f));
+    float density = 0.39894228040143268f * __builtin_expf(-0.5f * x[i] * x[i]);
     dy[i] *= below + x[i] * density;
     x[i] *= below;
   }

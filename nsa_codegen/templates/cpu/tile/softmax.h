@@ -137,7 +137,7 @@ NSA_INLINE void to_scores_row(float *dp, const float *p, int n, float gate, floa
 
 // Natural log-sum-exp from a maximum and a sum in log2 units; -inf for an empty row.
 NSA_INLINE float log_sum_exp(float top, float sum) {
-  return sum == 0.0f ? -INFINITY : (top + log2f(sum)) * 0.69314718055994531f;
+  return sum == 0.0f ? -INFINITY : (top + __builtin_log2f(sum)) * 0.69314718055994531f;
 }
 
 // 1 / sum, and 0 for an empty row, so that its output is exactly 0.

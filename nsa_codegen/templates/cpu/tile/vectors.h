@@ -1,14 +1,17 @@
 // Vectors of the machine's width, and 2^x. The width comes from NSA_VECTOR_BYTES, so that one emitted text serves AVX-512,
-// AVX2 and Arm.
-#include <math.h>
+// AVX2 and Arm. <math.h> and <immintrin.h> take GCC longer to read than most kernels take it to compile, so functions and
+// instructions go by the compiler's own names.
 #include <stdint.h>
 #include <string.h>
 #include <utility>
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
 #ifndef NSA_VECTOR_BYTES
 #define NSA_VECTOR_BYTES 16
+#endif
+#if NSA_VECTOR_BYTES == 64 && defined(__clang__)
+#include <immintrin.h>
+#endif
+#ifndef INFINITY
+#define INFINITY __builtin_inff()
 #endif
 #define NSA_INLINE static inline __attribute__((always_inline))
 #define NSA_UNROLL _Pragma("GCC unroll 16")
@@ -49,10 +52,31 @@ NSA_INLINE float total(vf x) {
   return fold(x, [](vf a, vf b) __attribute__((always_inline)) { return a + b; })[0];
 }
 
+#if NSA_VECTOR_BYTES == 64
+// x - round(x), ties to even.
+NSA_INLINE vf fraction(vf x) {
+#if defined(__clang__)
+  return (vf)_mm512_reduce_ps((__m512)x, 8);
+#else
+  return __builtin_ia32_reduceps512_mask(x, 8, vf{}, -1);
+#endif
+}
+// p * 2^n for whole n; 0 where x < -126.
+NSA_INLINE vf scaled_above(vf x, vf p, vf n) {
+#if defined(__clang__)
+  return (vf)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ), (__m512)p, (__m512)n);
+#else
+  const int not_less = 21, rounding = 4; // _CMP_NLT_UQ; the rounding of the processor's mode
+  uint16_t kept = __builtin_ia32_cmpps512_mask(x, vf{} - 126.0f, not_less, -1, rounding);
+  return __builtin_ia32_scalefps512_mask(p, n, vf{}, kept, rounding);
+#endif
+}
+#endif
+
 // 2^x for x <= 0.5: exactly 1 at 0, exactly 0 below -126 and at -inf, NaN at NaN; relative error below 2e-7.
 NSA_INLINE vf exp2(vf x) {
 #if NSA_VECTOR_BYTES == 64
-  vf f = (vf)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  vf f = fraction(x);
 #else
   const float magic = 12582912.0f; // 1.5 * 2^23: adding it rounds to an integer held in the low bits
   vf shifted = x + magic;
@@ -66,8 +90,7 @@ NSA_INLINE vf exp2(vf x) {
   p = p * f + 6.931472028551282e-1f;
   p = p * f + 1.0f;
 #if NSA_VECTOR_BYTES == 64
-  __mmask16 kept = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
-  return (vf)_mm512_maskz_scalef_ps(kept, (__m512)p, (__m512)(x - f));
+  return scaled_above(x, p, x - f);
 #else
   vf scaled = (vf)((vi)p + ((vi)shifted << 23));
   return select(x < -126.0f, vf{}, scaled);
