@@ -44,6 +44,8 @@ _POOL_DESC = KernelDesc.of(POOL_OP, "float32")
 _POOL_SCHEDULE = CpuSchedule()
 _pools: dict[tuple[str, Path], Pool] = {}
 _pools_lock = threading.Lock()
+_making_pool = threading.Lock()
+_lowering = threading.Lock()  # TileLang has one thread of a process at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,13 +126,7 @@ class Artifact:
         _require_runnable(target)
         store = store or KernelStore()
         entry, _ = _ensure(Request(desc=desc, schedule=schedule, target=target), store, lower)
-        pool = _find_pool(target, store)
-        if pool is None:
-            _ensure(_pool_request(target), store, _pool_source)
-            pool = _find_pool(target, store)
-        if pool is None:
-            raise StoreError(f"the thread pool of {target.name} vanished from {store.root} meanwhile; try again")
-        return _open(entry, target, pool)
+        return _open(entry, target, _find_pool(target, store) or _make_pool(target, store))
 
     @classmethod
     def load(
@@ -262,7 +258,8 @@ def _ensure(request: Request, store: KernelStore, lower: Lower | None) -> tuple[
                 f"{store.explain_miss(key)}\nUnset NSA_CODEGEN_NO_BUILD, or build it with `nsa-codegen build`"
             )
         if entry is None:
-            source = (lower or _default_lower())(desc, schedule, target)
+            with _lowering:
+                source = (lower or _default_lower())(desc, schedule, target)
             how = "lowered" if flags is not None else SOURCE_ONLY
         else:
             source, how = entry.source, "compiled"
@@ -299,6 +296,17 @@ def _find_pool(target: Target, store: KernelStore) -> Pool | None:
             parallel = _address(_symbol(entry, entry.manifest.entry))
             _pools[target.name, store.root] = Pool(parallel=parallel, sequence=sequence)
         return _pools[target.name, store.root]
+
+
+def _make_pool(target: Target, store: KernelStore) -> Pool:
+    with _making_pool:
+        pool = _find_pool(target, store)  # another thread's, by now
+        if pool is None:
+            _ensure(_pool_request(target), store, _pool_source)
+            pool = _find_pool(target, store)
+    if pool is None:
+        raise StoreError(f"the thread pool of {target.name} vanished from {store.root} meanwhile; try again")
+    return pool
 
 
 def _open(entry: Entry, target: Target, pool: Pool) -> Artifact:

@@ -10,7 +10,8 @@ import contextlib
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from .index_sets import RangeSet, TopK
 from .needed import attention_of, compress_desc, pack_descs, scored_desc, select_desc
 from .ops import OPS
 from .ops.stream_attention import attention_outputs
+from .pages import in_large_pages, keep_freed_memory
 from .schedule import GpuSchedule, Schedule, has_few, lanes_of_one_query, narrowed
 from .selection import select
 from .target import GpuTarget, native_target
@@ -50,27 +52,36 @@ class Kernel:
     names: tuple[str, ...]
 
 
-@functools.cache
 def kernel(desc: KernelDesc, *, few: bool = False) -> Kernel:
-    """Return the kernel of `desc` for this machine, building it if the store has none; `few`: that for few queries."""
+    """Return the kernel of `desc` for this machine, building it if the store has none.
+
+    With `few`, that for few queries, where a kernel of its own serves them.
+    """
+    return _kernel(desc, few and has_few(desc))
+
+
+def load_kernels(descs: Iterable[KernelDesc], *, few: bool) -> None:
+    """Load these kernels, as `kernel` does, on all cores: what the store lacks is compiled side by side."""
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        waiting = [threads.submit(kernel, desc, few=few) for desc in dict.fromkeys(descs)]
+        try:
+            for future in waiting:
+                future.result()
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@functools.cache
+def _kernel(desc: KernelDesc, few: bool) -> Kernel:
     target = native_target()
     schedule = select(desc, target).schedule
     if few:
         schedule = narrowed(schedule, desc, target)
     artifact = Artifact.load(desc, schedule, target)
-    _keep_freed_memory()
+    keep_freed_memory()
     names = tuple(a.name for a in artifact.entry.manifest.arguments)
     return Kernel(desc=desc, artifact=artifact, schedule=schedule, names=names)
-
-
-@functools.cache
-def _keep_freed_memory() -> None:
-    """Have the C library keep freed memory for the next call, some dozen megabytes of it, instead of giving it back.
-
-    glibc maps large blocks anew each time, and the first touch of every page costs more than short kernels do. Once a
-    block was freed, it keeps blocks up to that size, 32 MB at most; so one is allocated here, and freed untouched.
-    """
-    torch.empty(31 << 20, dtype=torch.uint8)
 
 
 @functools.cache
@@ -160,6 +171,8 @@ def launch(found: Kernel, **arguments: Any) -> tuple[Tensor, ...]:
     if made.tasks > MAX_TASKS:
         raise InputError(f"{op.name}: {made.tasks} tasks are more than the {MAX_TASKS} of one call; split the batch")
     if made.tasks:
+        for x in made.outputs:
+            in_large_pages(x)
         values = [made.values[name] for name in found.names]
         addresses = [v.data_ptr() if isinstance(v, Tensor) else v for v in values]
         found.artifact.launch(made.tasks, *addresses, threads=threads)

@@ -19,6 +19,7 @@ from .checks import checked_scale, require_attention, require_gates, require_pos
 from .device import emulated_target
 from .dispatch import define_op, dtype_name, fake_op, few_queries, launch
 from .ops.combine import gates_as_read, read_as
+from .pages import in_large_pages
 from .plan import PathKernels, Plan, packs_blocks, plan_of
 from .program import Program
 from .sequence import QUERIES, Ready
@@ -117,7 +118,7 @@ def _attention(
     batch, tokens, heads, _ = q.shape
     dv = values[0].shape[3]
     plan = plan_for(program, q, keys, values, gates)
-    out = q.new_empty((batch, tokens, heads, dv))
+    out = in_large_pages(q.new_empty((batch, tokens, heads, dv)))
     if gates is not None and (found := _in_one_call(plan, q, keys, dv, means=bool(means))) is not None:
         kernels, by_row = found
         given = {**named(q, keys, values, gates), **_named_means(plan, means), "out": out}

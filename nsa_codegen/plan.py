@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from .desc import KernelDesc
-from .dispatch import Kernel, gather_desc, kernel, pays_to_pack, stream_desc
+from .dispatch import Kernel, gather_desc, kernel, load_kernels, pays_to_pack, stream_desc
 from .index_sets import RangeSet, TopK
 from .needed import (
     attention_of,
@@ -104,9 +104,11 @@ def plan_of(program: str, dtype: str, group: int, dk: int, dv: int, gates: str, 
     """Return the kernels of a program (`Program.text`), those for few queries if `few`; gates may be `none`."""
     rows = json.loads(program)
     listed = {row["lists"] for row in rows if "lists" in row}
-    paths = tuple(_path(row, dtype, group, dk, dv, few, listed=number in listed) for number, row in enumerate(rows))
-    desc = KernelDesc.of("combine", dtype, paths=len(paths), dv=dv, gates=gates)
-    return Plan(paths=paths, combine=None if gates == "none" else kernel(desc))
+    parts = [_path_descs(row, dtype, group, dk, dv, listed=number in listed) for number, row in enumerate(rows)]
+    combine = KernelDesc.of("combine", dtype, paths=len(rows), dv=dv, gates=gates) if gates != "none" else None
+    load_kernels([*(d for part in parts for d in part.values()), *([combine] if combine else [])], few=few)
+    paths = tuple(_path(row, descs, few) for row, descs in zip(rows, parts, strict=True))
+    return Plan(paths=paths, combine=kernel(combine) if combine else None)
 
 
 def _sequence(plan: Plan, packed: bool, means: bool) -> KernelSequence:
@@ -154,36 +156,43 @@ def _listing(path: PathKernels, number: int, areas: list[Area], *, given: bool) 
     return [*steps, Step.of(path.select, scored, q=QUERIES, k=scored, indices=f"list {number}")]
 
 
-def _path(row: Mapping[str, Any], dtype: str, group: int, dk: int, dv: int, few: bool, *, listed: bool) -> PathKernels:
-    """Return the path of a row of `Program.text`; `listed` if another path lists its blocks."""
+def _path_descs(
+    row: Mapping[str, Any], dtype: str, group: int, dk: int, dv: int, *, listed: bool
+) -> dict[str, KernelDesc]:
+    """Return the descs of a row of `Program.text` by what they do; `listed` if another path lists its blocks."""
+    if "lists" in row:
+        return {"attend": scored_desc(TopK(**row["top_k"]), dtype, group=group, dk=dk, dv=dv, **row["windows"])}
     if "ranges" in row:
-        desc = stream_desc(RangeSet.from_json(row["ranges"]).text, dtype, group, dk, dv)
-        if "lists" in row:
-            desc = scored_desc(TopK(**row["top_k"]), dtype, group=group, dk=dk, dv=dv, **row["windows"])
-        attend = kernel(desc, few=few)
-        assert isinstance(attend.schedule, CpuSchedule)
-        queries = RowTile.of(group, attend.schedule.query_lanes).queries
-        return PathKernels(attend=attend, queries=queries, lists=row.get("lists"))
-    visible = TopK(**row["top_k"])
-    means = None
+        return {"attend": stream_desc(RangeSet.from_json(row["ranges"]).text, dtype, group, dk, dv)}
+    visible, found = TopK(**row["top_k"]), {}
     if visible.score == "mean_key":
         block = visible.block
-        means = kernel(compress_desc("mean", dtype, kernel=block, stride=block, dim=dk, out="float32"))
-    by_source = [
-        gather_desc(dtype, group, dk, dv, visible.block, visible.n, visible.causal, source)
-        for source in ("plain", "packed")
-    ]
-    plain, packed = (kernel(d) for d in by_source)
-    assert isinstance(packed.schedule, CpuSchedule)
+        found["means"] = compress_desc("mean", dtype, kernel=block, stride=block, dim=dk, out="float32")
+    if not listed:
+        found["select"] = select_desc(visible, dtype, group=group, dk=dk, **row["windows"])
+    for name, source in (("attend", "plain"), ("packed", "packed")):
+        found[name] = gather_desc(dtype, group, dk, dv, visible.block, visible.n, visible.causal, source)
+    found["pack k"], found["pack v"] = pack_descs(found["packed"])
+    return found
+
+
+def _path(row: Mapping[str, Any], descs: Mapping[str, KernelDesc], few: bool) -> PathKernels:
+    """Return the path of a row of `Program.text`, whose descs these are."""
+    found = {name: kernel(desc, few=few) for name, desc in descs.items()}
+    tile = found.get("packed", found["attend"])
+    assert isinstance(tile.schedule, CpuSchedule)
+    queries = RowTile.of(tile.desc.size("group"), tile.schedule.query_lanes).queries
+    if "ranges" in row:
+        return PathKernels(attend=found["attend"], queries=queries, lists=row.get("lists"))
     return PathKernels(
-        attend=plain,
-        packed=packed,
-        packs=tuple(kernel(d) for d in pack_descs(packed.desc)),
-        queries=RowTile.of(group, packed.schedule.query_lanes).queries,
-        visible=visible,
+        attend=found["attend"],
+        packed=found["packed"],
+        packs=(found["pack k"], found["pack v"]),
+        queries=queries,
+        visible=TopK(**row["top_k"]),
         scored_by=row["scored_by"],
-        means=means,
-        select=None if listed else kernel(select_desc(visible, dtype, group=group, dk=dk, **row["windows"]), few=few),
+        means=found.get("means"),
+        select=found.get("select"),
     )
 
 
@@ -193,8 +202,15 @@ def _backward_sequence(plan: Plan, numbers: Iterable[int]) -> KernelSequence:
     Each adds to `grad q`, which the first one begins, and writes its column of `grad gates`.
     """
     areas: list[Area] = []
+    load_kernels([desc for number in numbers for desc in _backward_descs(plan.paths[number])], few=False)
     steps = [step for number in numbers for step in _path_backward(plan, number, areas)]
     return KernelSequence(steps=tuple(steps), areas=tuple(areas))
+
+
+def _backward_descs(path: PathKernels) -> list[KernelDesc]:
+    """Return the descs of the backward of a path."""
+    desc = attention_of((path.packed or path.attend).desc)
+    return [*backward_descs(desc), *(() if path.visible is None else backward_pack_descs(desc).values())]
 
 
 def _path_backward(plan: Plan, number: int, areas: list[Area]) -> list[Step]:

@@ -24,6 +24,7 @@ from .errors import InputError, KernelFailedError
 from .ops import OPS
 from .ops.base import Call, ExtentOf
 from .ops.gather_attention import SUMS_SCALE
+from .pages import in_large_pages
 from .runs import Runs
 from .tiling import ceil_div
 
@@ -178,7 +179,7 @@ class Ready(NamedTuple):
     def __call__(self, tensors: Iterable[Tensor]) -> None:
         """Run the kernels on contiguous tensors in the order in which they were named; raises `KernelFailedError`."""
         steps = self.sequence.steps
-        held = [torch.empty(size, dtype=torch.uint8) for size in self.pieces]  # the kernels' memory until they end
+        held = [in_large_pages(torch.empty(size, dtype=torch.uint8)) for size in self.pieces]  # until the kernels end
         bases = array.array("q", [0, *[x.data_ptr() for x in tensors], *[x.data_ptr() for x in held]])
         pool = steps[0].kernel.artifact.pool
         status = pool.sequence(self.address, bases.buffer_info()[0], len(steps), self.rows, self.workers)

@@ -19,6 +19,7 @@ from .autograd import refuse_second_derivatives
 from .checks import use_compiled
 from .dispatch import define_op, fake_op
 from .inference import Scope, by_runs, checked, named, plan_for, rows_are_shared, rows_are_small, serves_here
+from .pages import in_large_pages
 from .plan import Plan
 from .program import Program
 
@@ -91,6 +92,7 @@ def _attention_saving(
     q, keys, values, gates = q.contiguous(), _contiguous(keys), _contiguous(values), gates.contiguous()
     plan, listing = _plan(program, q, keys, values, gates)
     out, lses, lists = _saved(q, keys, values, list(listing.values()))
+    in_large_pages(out)
     if rows_are_small(q, out.shape[3]):
         given = {**named(q, keys, values, gates), "out": out, **_saved_names(lses, lists, listing)}
         plan.forward(q.shape[1], keys)(given, q_start=q_start, scale=scale, by_row=rows_are_shared(q, out.shape[3]))
@@ -119,8 +121,8 @@ def _attention_backward(
 ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
     q, keys, values, gates = q.contiguous(), _contiguous(keys), _contiguous(values), gates.contiguous()
     plan, listing = _plan(program, q, keys, values, gates)
-    grad_q = torch.empty_like(q)
-    grad_keys, grad_values = ([torch.empty_like(x) for x in part] for part in (keys, values))
+    grad_q = in_large_pages(torch.empty_like(q))
+    grad_keys, grad_values = ([in_large_pages(torch.empty_like(x)) for x in part] for part in (keys, values))
     by_row = torch.empty((*q.shape[:3], len(keys)), dtype=torch.float32)
     given = {**named(q, keys, values, gates), **_saved_names(lses, lists, listing), "dout": dout.contiguous()}
     given |= {"gates": given["gates"].float(), "grad q": grad_q, "grad gates": by_row}

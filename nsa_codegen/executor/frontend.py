@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 import tempfile
 from pathlib import Path
 
+from ..compiler import LIMIT_SECONDS, failure_text, run_command
 from ..nvcc import find_nvcc
 from .failures import NvccError
 from .native import cache_folder, write_atomically
 
 SOURCE_NAME = "emitted.cu"
-_LIMIT_SECONDS = 300.0
 
 
 def ptx_of(text: str, arch: str, *, cache: Path | None = None, flags: tuple[str, ...] = ()) -> str:
@@ -30,9 +29,9 @@ def ptx_of(text: str, arch: str, *, cache: Path | None = None, flags: tuple[str,
         source, out = Path(folder) / SOURCE_NAME, Path(folder) / "emitted.ptx"
         source.write_text(text)
         command = [str(nvcc.path), *flags, *(f"-I{p}" for p in nvcc.includes), str(source), "-o", str(out)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_SECONDS)
-        if done.returncode:
-            raise NvccError(f"nvcc refuses the text for {arch}: {' '.join(command)}\n{done.stderr[-3000:]}")
+        status, output = run_command(command, None, LIMIT_SECONDS)
+        if status != 0:
+            raise NvccError(f"for {arch} {failure_text(command, status, output, LIMIT_SECONDS)}")
         content = out.read_bytes()
     write_atomically(path, content)
     return content.decode()

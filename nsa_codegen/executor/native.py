@@ -6,18 +6,19 @@ import ctypes
 import fcntl
 import functools
 import hashlib
-import subprocess
+import os
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import platformdirs
 
-from ..compiler import Compiler, find_compiler
+from ..compiler import LIMIT_SECONDS, Compiler, failure_text, find_compiler, run_command
 from ..errors import CompilerError
 from ..target import processor_name
 
 _FLAGS = ("-std=c++20", "-O2", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing", "-fno-math-errno",
-          "-fPIC", "-shared")  # fmt: skip
+          "-fPIC")  # fmt: skip
 _SOURCES = Path(__file__).parent / "engine"
 TEXT_BYTES = 480
 
@@ -102,10 +103,19 @@ def _build(folder: Path) -> Path:
 
 
 def _compile(compiler: Compiler, sources: list[Path], out: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=out.parent) as work:
+    """Compile the sources side by side, and put them together in one step."""
+    with tempfile.TemporaryDirectory(dir=out.parent) as work, ThreadPoolExecutor(os.cpu_count()) as threads:
+        objects = [Path(work) / f"{source.stem}.o" for source in sources]
+        parts = zip(sources, objects, strict=True)
+        list(
+            threads.map(lambda pair: _call((*compiler.command, *_FLAGS, "-c", str(pair[0]), "-o", str(pair[1]))), parts)
+        )
         made = Path(work) / out.name
-        command = (*compiler.command, *_FLAGS, *map(str, sources), "-o", str(made))
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-        if done.returncode:
-            raise CompilerError(f"the executor's engine does not compile: {' '.join(command)}\n{done.stderr[-3000:]}")
+        _call((*compiler.command, *_FLAGS, "-shared", *map(str, objects), "-o", str(made)))
         made.replace(out)
+
+
+def _call(command: tuple[str, ...]) -> None:
+    status, output = run_command(command, None, LIMIT_SECONDS)
+    if status != 0:
+        raise CompilerError(f"the executor's engine: {failure_text(command, status, output, LIMIT_SECONDS)}")

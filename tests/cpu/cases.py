@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -262,6 +263,17 @@ SPECS: dict[str, tuple[NSASpec, torch.dtype]] = {
         torch.bfloat16,
     ),
 }  # fmt: skip
+# Two small models. Modules that need just some model take these, and share their kernels.
+SMALL_MODELS: dict[str, dict[str, Any]] = {
+    "seed": {"num_heads": 2, "head_dim": 16, "window_size": 9, "block_size": 8, "num_selected_blocks": 3},
+    "paper": {
+        "preset": "paper", "num_heads": 6, "num_kv_heads": 2, "head_dim": 16, "value_dim": 8, "window_size": 9,
+        "block_size": 8, "num_selected_blocks": 4, "compression_kernel": 8, "compression_stride": 4,
+    },
+}  # fmt: skip
+SEED = NSASpec.seed(**SMALL_MODELS["seed"])
+PAPER = NSASpec.paper(**{k: v for k, v in SMALL_MODELS["paper"].items() if k != "preset"})
+MEANS = dataclasses.replace(PAPER, compression="mean")
 SPEC_KERNELS = [desc for spec, dtype in SPECS.values() for desc in kernels_of(spec.program(), dtype)]
 
 

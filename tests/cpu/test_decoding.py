@@ -8,19 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from cases import draw, kernels_of
+from cases import SMALL_MODELS, draw, kernels_of
 
 from nsa_codegen.nn import NSA
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "shared keys, mean keys": {
-        "num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "window_size": 9, "block_size": 8, "num_selected_blocks": 3,
-    },
-    "own keys, compressed scores": {
-        "preset": "paper", "num_heads": 6, "num_kv_heads": 2, "head_dim": 16, "value_dim": 8, "window_size": 9,
-        "block_size": 8, "num_selected_blocks": 4, "compression_kernel": 8, "compression_stride": 4,
-    },
-}  # fmt: skip
+    "shared keys, mean keys": {**SMALL_MODELS["seed"], "num_heads": 4, "num_kv_heads": 2},
+    "own keys, compressed scores": SMALL_MODELS["paper"],
+}
 with torch.random.fork_rng():
     torch.manual_seed(0)  # other weights may bring scores so near to each other that rounding decides what is selected
     MODELS = {

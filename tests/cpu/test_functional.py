@@ -9,6 +9,7 @@ import torch
 from cases import (
     DTYPES,
     LENGTHS,
+    SMALL_MODELS,
     SPEC_KERNELS,
     SPECS,
     assert_accurate,
@@ -32,17 +33,7 @@ from nsa_codegen.nn import NSA
 from nsa_codegen.program import Phi
 from nsa_codegen.spec import NSASpec
 
-MODELS: dict[str, dict[str, Any]] = {
-    "seed": {"num_heads": 2, "head_dim": 8, "window_size": 6, "block_size": 4, "num_selected_blocks": 3},
-    "paper": {
-        "preset": "paper", "num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "value_dim": 16, "window_size": 6,
-        "block_size": 4, "num_selected_blocks": 4, "compression_kernel": 4, "compression_stride": 2,
-    },
-    "pooled": {
-        "num_heads": 2, "head_dim": 8, "window_size": 6, "block_size": 4, "num_selected_blocks": 3, "causal": False,
-        "pool_queries": True,
-    },
-}  # fmt: skip
+FORMS = {**SMALL_MODELS, "pooled": {**SMALL_MODELS["seed"], "causal": False, "pool_queries": True}}
 
 
 def model_spec(options: dict[str, Any]) -> NSASpec:
@@ -55,7 +46,7 @@ ONE_TENSOR = [
 ]
 KERNELS = [
     *SPEC_KERNELS,
-    *(desc for options in MODELS.values() for desc in kernels_of(model_spec(options).program(), torch.float32)),
+    *(desc for options in FORMS.values() for desc in kernels_of(model_spec(options).program(), torch.float32)),
     *(
         desc
         for spec, dtype in ONE_TENSOR
@@ -347,11 +338,11 @@ def test_non_contiguous_inputs_give_the_same_bits(name: str) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 50])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FORMS)
 def test_the_whole_model(name: str, tokens: int) -> None:
     """Compiled and eager float32 against the same model in float64: features, and the gradient of every parameter."""
     torch.manual_seed(0)
-    options = {"embed_dim": 12, "hidden_size": 16, "num_layers": 2, "output_mode": "all", **MODELS[name]}
+    options = {"embed_dim": 12, "hidden_size": 16, "num_layers": 2, "output_mode": "all", **FORMS[name]}
     model, exact_model = NSA.build(**options).eval(), NSA.build(**options).eval().double()
     exact_model.load_state_dict(model.state_dict())
     x = draw(2, tokens, 12, seed=1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import draw, drawn, kernels_of
+from cases import MEANS, SEED, draw, drawn, kernels_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,7 +16,6 @@ from torch import Tensor
 from nsa_codegen import functional, inference, repeated, training
 from nsa_codegen.errors import InputError
 from nsa_codegen.program import Phi, Program
-from nsa_codegen.spec import NSASpec
 
 _FILE = Path(__file__).parents[2] / "examples" / "programs.py"
 _SPEC = importlib.util.spec_from_file_location("programs", _FILE)
@@ -24,13 +23,8 @@ assert _SPEC is not None and _SPEC.loader is not None
 programs = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(programs)
 
-THIRDS = NSASpec.paper(
-    num_heads=6, num_kv_heads=2, head_dim=16, value_dim=8, window_size=9, block_size=8, num_selected_blocks=4,
-    compression_kernel=8, compression_stride=4, compression="mean",
-)  # fmt: skip
-SEED = NSASpec.seed(num_heads=2, head_dim=16, window_size=9, block_size=8, num_selected_blocks=3)
 PROGRAMS = {
-    "three heads in a group": THIRDS.program(),
+    "three heads in a group": MEANS.program(),
     "mean keys": SEED.program(),
     "one path": programs.moba(num_heads=2, num_kv_heads=1, head_dim=16, block=8, n=3),
 }

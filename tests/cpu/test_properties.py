@@ -356,7 +356,7 @@ for name in ("g4-f32", "g8-f16", "g3-bf16"):
     if spec.compression == "mean":
         got = functional.compress(x["k"], kernel=spec.kernel, stride=spec.stride, impl="compiled")
         assert_accurate(got, mean, exact, name)
-kernels = dispatch.kernel.cache_info().currsize
+kernels = dispatch._kernel.cache_info().currsize
 print(native_target().name, kernels)
 """
 

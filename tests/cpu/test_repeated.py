@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import draw, drawn, kernels_of
+from cases import SEED, draw, drawn, kernels_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -18,10 +18,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nsa_codegen import functional, repeated
-from nsa_codegen.spec import NSASpec
 
-SPEC = NSASpec.seed(num_heads=2, head_dim=16, window_size=9, block_size=8, num_selected_blocks=3)
-KERNELS = kernels_of(SPEC.program(), torch.float32, backward=False)
+KERNELS = kernels_of(SEED.program(), torch.float32, backward=False)
 
 
 @pytest.fixture
@@ -43,17 +41,17 @@ def inputs(keys: int = 40, *, batch: int = 1, seed: int = 0) -> list[Tensor]:
     """One query per row, keys, values, compressed ones, and gates."""
     q = draw(batch, 1, 2, 16, seed=seed)
     k, v = (draw(batch, keys, 2, 16, seed=seed + i) for i in (1, 2))
-    k_cmp, v_cmp = (functional.compress(x, kernel=SPEC.kernel, stride=SPEC.stride) for x in (k, v))
+    k_cmp, v_cmp = (functional.compress(x, kernel=SEED.kernel, stride=SEED.stride) for x in (k, v))
     return [q, k, v, k_cmp, v_cmp, draw(3, seed=seed + 3).sigmoid()]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, k_cmp: Tensor, v_cmp: Tensor, gates: Tensor, **options: Any) -> Tensor:
-    return functional.nsa_attention(q, k, v, gates, SPEC, k_cmp=k_cmp, v_cmp=v_cmp, impl="compiled", **options)
+    return functional.nsa_attention(q, k, v, gates, SEED, k_cmp=k_cmp, v_cmp=v_cmp, impl="compiled", **options)
 
 
 def by_torch(q: Tensor, k: Tensor, v: Tensor, k_cmp: Tensor, v_cmp: Tensor, gates: Tensor) -> Tensor:
     keys, values = [k_cmp, k, k], [v_cmp, v, v]
-    program = SPEC.program().text
+    program = SEED.program().text
     out: Tensor = torch.ops.nsa_codegen.attention(q, keys, values, gates, [], program, k.shape[1] - 1, 0.25)
     return out
 
@@ -77,9 +75,9 @@ def test_a_repeated_call_has_the_bits_of_the_op(kernels: Path, runs: list[Any]) 
 def test_sizes_positions_and_scales_have_calls_of_their_own(kernels: Path, runs: list[Any]) -> None:
     values = inputs(40)
     attend(*values)
-    wanted = functional.nsa_attention(*values[:3], values[5], SPEC, q_start=20, impl="reference")
+    wanted = functional.nsa_attention(*values[:3], values[5], SEED, q_start=20, impl="reference")
     assert torch.allclose(attend(*values, q_start=20), wanted, atol=1e-5)
-    program, kv = SPEC.program(), dict.fromkeys(("selected", "window"), (values[1], values[2]))
+    program, kv = SEED.program(), dict.fromkeys(("selected", "window"), (values[1], values[2]))
     kv["compressed"] = (values[3], values[4])
     for scale in (None, 0.5, 0.5):
         wanted = functional.attention(program, values[0], kv, values[5], scale=scale, impl="reference")

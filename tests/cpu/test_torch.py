@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import PAPER, SEED, SMALL_MODELS, kernels_of
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -9,21 +10,11 @@ from nsa_codegen import NSA, functional
 from nsa_codegen.errors import SecondDerivativeError
 from nsa_codegen.index_sets import window
 
-SMALL = {"hidden_size": 32, "num_layers": 1, "dropout": 0.0, "num_heads": 4, "head_dim": 8, "output_mode": "all"}
 FORMS = {
-    "seed": {**SMALL, "window_size": 8, "block_size": 8, "num_selected_blocks": 3},
-    "paper": {
-        **SMALL,
-        "preset": "paper",
-        "num_kv_heads": 2,
-        "value_dim": 16,
-        "window_size": 8,
-        "block_size": 8,
-        "num_selected_blocks": 4,
-        "compression_kernel": 8,
-        "compression_stride": 4,
-    },
+    name: {"hidden_size": 32, "num_layers": 1, "dropout": 0.0, "output_mode": "all", **options}
+    for name, options in SMALL_MODELS.items()
 }
+KERNELS = [d for spec in (SEED, PAPER) for t in (torch.float32, torch.bfloat16) for d in kernels_of(spec.program(), t)]
 
 
 def normal(*shape: int, seed: int = 0, grad: bool = True) -> Tensor:
@@ -52,38 +43,38 @@ class TestOpcheck:
 
     @pytest.fixture(autouse=True)
     def inputs(self) -> None:
-        self.q, self.k, self.v = normal(1, 20, 4, 16), normal(1, 20, 2, 16, seed=1), normal(1, 20, 2, 8, seed=2)
+        self.q, self.k, self.v = normal(1, 20, 6, 16), normal(1, 20, 2, 16, seed=1), normal(1, 20, 2, 8, seed=2)
         self.ops = torch.ops.nsa_codegen
 
     def check(self, op, *arguments) -> None:
         torch.library.opcheck(op.default, arguments)
 
     def test_stream_attention(self) -> None:
-        self.check(self.ops.stream_attention, self.q, self.k, self.v, window(5).text, 0, 0.25)
+        self.check(self.ops.stream_attention, self.q, self.k, self.v, window(9).text, 0, 0.25)
 
     def test_gather_attention(self) -> None:
-        lists = torch.randint(-1, 5, (1, 20, 2, 3), dtype=torch.int32, generator=torch.Generator().manual_seed(3))
-        self.check(self.ops.gather_attention, self.q, self.k, self.v, lists, 4, True, 0, 0.25)
+        lists = torch.randint(-1, 3, (1, 20, 2, 4), dtype=torch.int32, generator=torch.Generator().manual_seed(3))
+        self.check(self.ops.gather_attention, self.q, self.k, self.v, lists, 8, True, 0, 0.25)
 
     def test_scored_attention(self) -> None:
-        self.check(self.ops.scored_attention, self.q, self.k[:, :9], self.v[:, :9], 4, 3, 0, 1, 4, 2, 0.25, 0)
+        self.check(self.ops.scored_attention, self.q, self.k[:, :4], self.v[:, :4], 8, 4, 1, 2, 8, 4, 0.25, 0)
 
     def test_select_blocks(self) -> None:
         q, k = self.q.detach(), self.k.detach()
-        self.check(self.ops.select_blocks, q, k, "mean_key", 4, 3, 0, 1, 0, 0, 0.25, 0)
-        self.check(self.ops.select_blocks, q, k[:, :9], "compressed", 4, 3, 0, 1, 4, 2, 0.25, 0)
+        self.check(self.ops.select_blocks, q, k, "mean_key", 8, 3, 0, 1, 0, 0, 0.25, 0)
+        self.check(self.ops.select_blocks, q, k[:, :4], "compressed", 8, 4, 1, 2, 8, 4, 0.25, 0)
 
     def test_block_means(self) -> None:
-        self.check(self.ops.block_means, self.k.detach(), 4)
+        self.check(self.ops.block_means, self.k.detach(), 8)
 
     @pytest.mark.parametrize("method", ["mean", "conv", "mlp"])
     def test_compress(self, method: str) -> None:
         conv, mlp = [None] * 2, [None] * 5
         if method == "conv":
-            conv = [normal(4, 2, 16), normal(2, 16)]
+            conv = [normal(8, 2, 16), normal(2, 16)]
         if method == "mlp":
-            mlp = [normal(4, 16), normal(32, 64), normal(32), normal(16, 32), normal(16)]
-        self.check(self.ops.compress, self.k, method, 4, 2, *conv, *mlp)
+            mlp = [normal(8, 16), normal(32, 128), normal(32), normal(16, 32), normal(16)]
+        self.check(self.ops.compress, self.k, method, 8, 4, *conv, *mlp)
 
     @pytest.mark.parametrize("gates", [(3,), (1, 20, 4, 3)])
     def test_combine(self, gates: tuple[int, ...]) -> None:
@@ -129,21 +120,21 @@ def test_autocast_trains_in_bfloat16_near_float32(model: torch.nn.Module) -> Non
 
 
 def test_one_tensor_used_as_keys_and_values_collects_both_gradients() -> None:
-    q, shared = normal(1, 30, 4, 8), normal(1, 30, 2, 8, seed=1)
-    functional.window_attention(q, shared, shared, window_size=7)[0].square().sum().backward()
+    q, shared = normal(1, 30, 2, 16), normal(1, 30, 2, 16, seed=1)
+    functional.window_attention(q, shared, shared, window_size=9)[0].square().sum().backward()
     k, v = (shared.detach().clone().requires_grad_() for _ in range(2))
-    functional.window_attention(q.detach(), k, v, window_size=7)[0].square().sum().backward()
+    functional.window_attention(q.detach(), k, v, window_size=9)[0].square().sum().backward()
     assert torch.equal(shared.grad, k.grad + v.grad)
 
 
 @pytest.mark.parametrize("name", ["window", "selected", "compress", "combine"])
 def test_second_derivatives_are_refused(name: str) -> None:
-    q, k, v = normal(1, 12, 2, 8), normal(1, 12, 2, 8, seed=1), normal(1, 12, 2, 8, seed=2)
-    lists = torch.zeros(1, 12, 2, 1, dtype=torch.int32)
+    q, k, v = normal(1, 12, 2, 16), normal(1, 12, 2, 16, seed=1), normal(1, 12, 2, 16, seed=2)
+    lists = torch.tensor([0, -1, -1], dtype=torch.int32).expand(1, 12, 2, 3)
     out = {
-        "window": lambda: functional.window_attention(q, k, v, window_size=4)[0],
-        "selected": lambda: functional.selected_attention(q, k, v, lists, block_size=4)[0],
-        "compress": lambda: functional.compress(k, kernel=4, stride=2),
+        "window": lambda: functional.window_attention(q, k, v, window_size=9)[0],
+        "selected": lambda: functional.selected_attention(q, k, v, lists, block_size=8)[0],
+        "compress": lambda: functional.compress(k, kernel=4, stride=4),
         "combine": lambda: functional.combine([q * 1, k * 1], normal(2)),
     }[name]()
     (first,) = (

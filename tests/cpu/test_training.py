@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import DTYPES, draw, drawn, kernels_of
+from cases import DTYPES, MEANS, SEED, draw, drawn, kernels_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -18,13 +18,7 @@ from nsa_codegen.errors import InputError, SecondDerivativeError
 from nsa_codegen.plan import plan_of
 from nsa_codegen.spec import NSASpec
 
-SPECS = {
-    "mean keys": NSASpec.seed(num_heads=2, head_dim=16, window_size=9, block_size=8, num_selected_blocks=3),
-    "three heads in a group": NSASpec.paper(
-        num_heads=6, num_kv_heads=2, head_dim=16, value_dim=8, window_size=9, block_size=8, num_selected_blocks=4,
-        compression_kernel=8, compression_stride=4, compression="mean",
-    ),
-}  # fmt: skip
+SPECS = {"mean keys": SEED, "three heads in a group": MEANS}
 KERNELS = [d for s in SPECS.values() for dtype in DTYPES for d in kernels_of(s.program(), dtype)]
 NAMES = ("out", "q", "k", "v", "gates")
 

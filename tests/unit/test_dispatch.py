@@ -1,7 +1,9 @@
-"""`in_place_of`: another callable in the place of one desc's kernel, for as long as it is asked for."""
+"""`in_place_of`: another callable in the place of one desc's kernel. `load_kernels`: several at a time."""
 
 from __future__ import annotations
 
+import os
+import threading
 from typing import Any
 
 import pytest
@@ -9,7 +11,8 @@ import torch
 
 from nsa_codegen import autograd, dispatch
 from nsa_codegen.desc import KernelDesc
-from nsa_codegen.dispatch import in_place_of
+from nsa_codegen.dispatch import in_place_of, load_kernels
+from nsa_codegen.errors import CompilerError
 
 DESC = KernelDesc.of("combine", "float32", paths=2, dv=16, gates="scalar")
 OTHER = DESC.replace(paths=3)
@@ -65,3 +68,29 @@ def test_an_inner_use_hides_an_outer_one_and_an_error_takes_it_away(launched: li
     assert launched == []
     dispatch.run(DESC, **ARGUMENTS)
     assert launched == [DESC]
+
+
+def test_kernels_of_a_program_are_loaded_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each waits until the other is loading too; one that is asked for twice is loaded once."""
+    meeting, loaded = threading.Barrier(2, timeout=60), []
+
+    def kernel(desc: KernelDesc, *, few: bool = False) -> None:
+        meeting.wait()
+        loaded.append((desc, few))
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(dispatch, "kernel", kernel)
+    load_kernels([DESC, OTHER, DESC], few=True)
+    assert sorted(loaded, key=str) == sorted([(DESC, True), (OTHER, True)], key=str)
+
+
+def test_a_kernel_that_fails_to_load_fails_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kernel(desc: KernelDesc, *, few: bool = False) -> None:
+        if desc == OTHER:
+            raise CompilerError("as meant")
+
+    monkeypatch.setattr(dispatch, "kernel", kernel)
+    with pytest.raises(CompilerError, match="as meant"):
+        load_kernels([DESC, OTHER], few=False)
+    load_kernels([DESC], few=False)
+    load_kernels([], few=False)

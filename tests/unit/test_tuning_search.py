@@ -206,7 +206,11 @@ class Predicted:
 
 
 def process(folder, trials=12):
-    return subprocess.Popen([sys.executable, fakes.__file__, str(folder), str(trials)], stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, fakes.__file__, str(folder), str(trials)],
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs have it ignored
+    )
 
 
 @contextlib.contextmanager

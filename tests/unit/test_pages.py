@@ -1,0 +1,53 @@
+"""Large tensors are mapped in large pages; small ones and strange ones are left as they are."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from nsa_codegen import pages
+from nsa_codegen.pages import MAPPED, in_large_pages
+
+SWITCH = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def flags_at(address: int) -> set[str]:
+    """Return the flags that the kernel keeps of the mapping that holds `address`."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        bounds = re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line)
+        if bounds:
+            inside = int(bounds[1], 16) <= address < int(bounds[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            return set(line.split()[1:])
+    raise AssertionError(f"nothing is mapped at {address:#x}")
+
+
+@pytest.mark.skipif(not SWITCH.exists(), reason="this kernel has no large pages")
+def test_a_large_tensor_is_asked_for_in_large_pages() -> None:
+    middle = MAPPED // 2
+    plain, large = torch.empty(MAPPED, dtype=torch.uint8), torch.empty(MAPPED, dtype=torch.uint8)
+    assert in_large_pages(large) is large
+    assert "hg" in flags_at(large.data_ptr() + middle)
+    assert "hg" not in flags_at(plain.data_ptr() + middle)
+    large.fill_(3)
+    assert bool((large == 3).all())
+
+
+def test_other_tensors_are_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    advised = []
+    monkeypatch.setattr(pages, "_advise", lambda *given: advised.append(given))
+    for x in (torch.empty(0), torch.empty(MAPPED - 1, dtype=torch.uint8), torch.empty(MAPPED, device="meta")):
+        assert in_large_pages(x) is x
+    assert not advised
+    in_large_pages(torch.empty(MAPPED // 4))
+    assert len(advised) == 1
+
+
+@pytest.mark.parametrize("missing", ["_ADVICE", "_madvise"])
+def test_systems_without_large_pages_are_served(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    monkeypatch.setattr(pages, missing, None if missing == "_ADVICE" else lambda: None)
+    assert bool((in_large_pages(torch.empty(MAPPED, dtype=torch.uint8)).fill_(1) == 1).all())
