@@ -10,7 +10,6 @@ from .desc import KernelDesc
 from .errors import LoweringError
 from .manifest import Binary
 from .nvcc import FLAGS, find_nvcc, report_path
-from .resources import source_resources
 from .schedule import Schedule
 from .source import KernelSource
 from .store import file_sha256
@@ -35,6 +34,7 @@ def build_binary(folder: Path, *, request: tuple[KernelDesc, Schedule, Target], 
     if not isinstance(target, GpuTarget) or target.kind != "cuda":
         return None
     from .lowering import lowered_gpu  # TileLang makes the library, host code included, from its own lowering
+    from .resources import source_resources
 
     lowered = lowered_gpu(desc, schedule, target)
     if lowered.source.text != source.text:

@@ -6,6 +6,7 @@ compiler is touched. Building lowers to text if the store has none, compiles it 
 
 from __future__ import annotations
 
+import concurrent.futures
 import ctypes
 import functools
 import os
@@ -13,8 +14,6 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -198,13 +197,15 @@ def build_all(
             report(outcomes[i])
     else:
         # Spawned, since TVM and torch hold threads and locks that a forked child can't have.
-        with ProcessPoolExecutor(min(jobs, len(missing)), mp_context=get_context("spawn")) as processes:
+        with concurrent.futures.ProcessPoolExecutor(
+            min(jobs, len(missing)), mp_context=get_context("spawn")
+        ) as processes:
             futures = {processes.submit(_build_one, wanted[i], store.root, lower): i for i in missing}
-            for future in as_completed(futures):
+            for future in concurrent.futures.as_completed(futures):
                 i = futures[future]
                 try:
                     outcomes[i] = future.result()
-                except BrokenProcessPool:
+                except concurrent.futures.BrokenExecutor:
                     error = StoreError(
                         f"a process ended abruptly while it built {wanted[i].desc} or another; try jobs=1"
                     )

@@ -14,20 +14,21 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .build import ensure
 from .desc import KernelDesc
-from .emitted import executable_of
 from .errors import CorruptArtifactError, ExecutionError, LoweringError, TargetError
-from .executor import Executable
-from .executor.launch import Facts, execute
-from .executor.report import Report
 from .schedule import Schedule
 from .store import Entry
 from .target import GPU_TARGETS, GpuTarget
+
+if TYPE_CHECKING:  # the executor is loaded when something is executed
+    from .executor import Executable
+    from .executor.launch import Facts
+    from .executor.report import Report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,8 @@ class ExecutedKernel:
 
     def launch(self, values: Mapping[str, Any]) -> None:
         """Run over CPU tensors, inside `emulated`; raises `ExecutionError` with every finding."""
+        from .executor.launch import execute
+
         emulation = _emulated.get()
         assert emulation is not None, "kernels are executed inside `emulated`"
         arguments = [values[a["name"]] for a in self.facts["arguments"]]
@@ -139,6 +142,8 @@ def emulated_target() -> GpuTarget | None:
 
 def executed_kernel(desc: KernelDesc, schedule: Schedule, target: GpuTarget) -> ExecutedKernel:
     """Return the kernel for the executor, lowered if its text is not kept; raises what lowering raises."""
+    from .emitted import executable_of
+
     emulation = _emulated.get()
     cache = None if emulation is None else emulation.cache
     executable, facts = executable_of(desc, schedule, target, cache)

@@ -54,7 +54,7 @@ def test_the_table_shows_status_and_errors():
 
 
 def test_findings_are_shown_with_their_lines_and_fail(monkeypatch):
-    from nsa_codegen import device
+    from nsa_codegen.executor import launch
 
     found = Finding(
         kind="race", kernel="combine", line=12, other_line=9, block=(1, 0, 0), lane=33, address=64, text="x"
@@ -64,7 +64,7 @@ def test_findings_are_shown_with_their_lines_and_fail(monkeypatch):
         return [Report(status="findings", findings=(found,), instructions=5, seconds=0.1)]
 
     dispatch.gpu_kernel.cache_clear()
-    monkeypatch.setattr(device, "execute", execute)
+    monkeypatch.setattr(launch, "execute", execute)
     text = run("combine", *SMALL, code=1).stdout
     assert "combine:12 (with line 9): race: x [block (1, 0, 0), thread 33, address 0x40]" in text
     (item,) = json.loads(run("combine", *SMALL, "--json", code=1).stdout)

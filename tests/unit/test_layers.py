@@ -106,6 +106,16 @@ def test_a_fresh_process_loads_no_kernel_library(statement):
     assert not loaded_after(statement) & KERNEL_LIBRARIES
 
 
+def test_what_most_calls_do_without_is_not_loaded():
+    """The executor, the reader of SASS, and what lowers are imported where they are used."""
+    code = "from nsa_codegen import NSA, NSASpec, functional; import sys; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    loaded = set(done.stdout.split())
+    assert "nsa_codegen.dispatch" in loaded
+    assert not [name for name in loaded if name.startswith("nsa_codegen.executor")]
+    assert not loaded & {"nsa_codegen.sass", "nsa_codegen.resources", "nsa_codegen.conformance", "nsa_codegen.lowering"}
+
+
 @pytest.mark.parametrize("module", ["cli", "requests", "build"])
 def test_what_a_build_of_stored_kernels_runs_loads_no_torch(module):
     assert "torch" not in loaded_after(f"import nsa_codegen.{module}")
