@@ -7,8 +7,15 @@
 #ifndef NSA_VECTOR_BYTES
 #define NSA_VECTOR_BYTES 16
 #endif
-#if NSA_VECTOR_BYTES == 64 && defined(__clang__)
+#if NSA_VECTOR_BYTES == 64
+#if defined(__has_builtin) && !defined(__clang__)
+#if __has_builtin(__builtin_ia32_reduceps512_mask) && __has_builtin(__builtin_ia32_scalefps512_mask)
+#define NSA_GCC_NAMES
+#endif
+#endif
+#ifndef NSA_GCC_NAMES
 #include <immintrin.h>
+#endif
 #endif
 #ifndef INFINITY
 #define INFINITY __builtin_inff()
@@ -55,20 +62,20 @@ NSA_INLINE float total(vf x) {
 #if NSA_VECTOR_BYTES == 64
 // x - round(x), ties to even.
 NSA_INLINE vf fraction(vf x) {
-#if defined(__clang__)
-  return (vf)_mm512_reduce_ps((__m512)x, 8);
-#else
+#ifdef NSA_GCC_NAMES
   return __builtin_ia32_reduceps512_mask(x, 8, vf{}, -1);
+#else
+  return (vf)_mm512_reduce_ps((__m512)x, 8);
 #endif
 }
 // p * 2^n for whole n; 0 where x < -126.
 NSA_INLINE vf scaled_above(vf x, vf p, vf n) {
-#if defined(__clang__)
-  return (vf)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ), (__m512)p, (__m512)n);
-#else
+#ifdef NSA_GCC_NAMES
   const int not_less = 21, rounding = 4; // _CMP_NLT_UQ; the rounding of the processor's mode
   uint16_t kept = __builtin_ia32_cmpps512_mask(x, vf{} - 126.0f, not_less, -1, rounding);
   return __builtin_ia32_scalefps512_mask(p, n, vf{}, kept, rounding);
+#else
+  return (vf)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ), (__m512)p, (__m512)n);
 #endif
 }
 #endif
