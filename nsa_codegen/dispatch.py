@@ -63,13 +63,7 @@ def kernel(desc: KernelDesc, *, few: bool = False) -> Kernel:
 def load_kernels(descs: Iterable[KernelDesc], *, few: bool) -> None:
     """Load these kernels, as `kernel` does, on all cores: what the store lacks is compiled side by side."""
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        waiting = [threads.submit(kernel, desc, few=few) for desc in dict.fromkeys(descs)]
-        try:
-            for future in waiting:
-                future.result()
-        except BaseException:
-            threads.shutdown(wait=False, cancel_futures=True)
-            raise
+        list(threads.map(functools.partial(kernel, few=few), dict.fromkeys(descs)))
 
 
 @functools.cache

@@ -23,7 +23,9 @@ def needed_descs(program: Program, dtype: str, direction: str = "both", *, kind:
     """
     require_choice("needed_descs", "direction", direction, DIRECTIONS)
     forward = program_descs(program, dtype, kind=kind)
-    backward = tuple(b for desc in forward if _differentiated(desc, program, kind) for b in _backward(desc, kind))
+    backward = tuple(
+        b for desc in forward if _differentiated(desc, program, kind) for b in all_backward_descs(desc, kind)
+    )
     chosen = {"fwd": forward, "bwd": backward, "both": (*forward, *backward)}[direction]
     return tuple(dict.fromkeys(chosen))
 
@@ -176,7 +178,8 @@ def _phis(program: Program) -> Iterator[tuple[str, int, int]]:
                 yield "mean", path.keys.kernel, path.keys.stride
 
 
-def _backward(desc: KernelDesc, kind: str) -> Iterator[KernelDesc]:
+def all_backward_descs(desc: KernelDesc, kind: str = "cpu") -> Iterator[KernelDesc]:
+    """Yield the descs of all kernels that the backward of a forward desc runs, those that pack for it included."""
     yield from backward_descs(attention_of(desc), kind)
     if desc.op == "gather_attention" and kind == "cpu":
         yield from backward_pack_descs(desc).values()

@@ -15,6 +15,7 @@ from .desc import KernelDesc
 from .dispatch import Kernel, gather_desc, kernel, load_kernels, pays_to_pack, stream_desc
 from .index_sets import RangeSet, TopK
 from .needed import (
+    all_backward_descs,
     attention_of,
     backward_descs,
     backward_pack_descs,
@@ -202,15 +203,10 @@ def _backward_sequence(plan: Plan, numbers: Iterable[int]) -> KernelSequence:
     Each adds to `grad q`, which the first one begins, and writes its column of `grad gates`.
     """
     areas: list[Area] = []
-    load_kernels([desc for number in numbers for desc in _backward_descs(plan.paths[number])], few=False)
+    attends = [(plan.paths[number].packed or plan.paths[number].attend).desc for number in numbers]
+    load_kernels([desc for attend in attends for desc in all_backward_descs(attend)], few=False)
     steps = [step for number in numbers for step in _path_backward(plan, number, areas)]
     return KernelSequence(steps=tuple(steps), areas=tuple(areas))
-
-
-def _backward_descs(path: PathKernels) -> list[KernelDesc]:
-    """Return the descs of the backward of a path."""
-    desc = attention_of((path.packed or path.attend).desc)
-    return [*backward_descs(desc), *(() if path.visible is None else backward_pack_descs(desc).values())]
 
 
 def _path_backward(plan: Plan, number: int, areas: list[Area]) -> list[Step]:

@@ -271,8 +271,15 @@ SMALL_MODELS: dict[str, dict[str, Any]] = {
         "block_size": 8, "num_selected_blocks": 4, "compression_kernel": 8, "compression_stride": 4,
     },
 }  # fmt: skip
-SEED = NSASpec.seed(**SMALL_MODELS["seed"])
-PAPER = NSASpec.paper(**{k: v for k, v in SMALL_MODELS["paper"].items() if k != "preset"})
+
+
+def model_spec(options: dict[str, Any]) -> NSASpec:
+    """Return the specification of a model of these options."""
+    given_options = dict(options)
+    return {"seed": NSASpec.seed, "paper": NSASpec.paper}[given_options.pop("preset", "seed")](**given_options)
+
+
+SEED, PAPER = (model_spec(SMALL_MODELS[name]) for name in ("seed", "paper"))
 MEANS = dataclasses.replace(PAPER, compression="mean")
 SPEC_KERNELS = [desc for spec, dtype in SPECS.values() for desc in kernels_of(spec.program(), dtype)]
 

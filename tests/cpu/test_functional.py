@@ -19,6 +19,7 @@ from cases import (
     draw,
     drawn,
     kernels_of,
+    model_spec,
     qkv,
     term_of,
     weights,
@@ -34,11 +35,6 @@ from nsa_codegen.program import Phi
 from nsa_codegen.spec import NSASpec
 
 FORMS = {**SMALL_MODELS, "pooled": {**SMALL_MODELS["seed"], "causal": False, "pool_queries": True}}
-
-
-def model_spec(options: dict[str, Any]) -> NSASpec:
-    given_options = dict(options)
-    return {"seed": NSASpec.seed, "paper": NSASpec.paper}[given_options.pop("preset", "seed")](**given_options)
 
 
 ONE_TENSOR = [
