@@ -29,7 +29,6 @@ from .runs import Runs
 from .tiling import ceil_div
 
 CACHE_LINE = 64  # bytes
-ONE_PIECE = 1 << 24  # bytes of memory that is taken at once; the C library gives larger pieces back after each call
 QUERIES, SCALE, SUMS = "q", "scale", "scale of sums"
 LAYOUTS = 64  # that a sequence keeps: one for each set of sizes
 Place = tuple[
@@ -79,13 +78,13 @@ class Step:
 
 
 class Layout(NamedTuple):
-    """What sizes make of a sequence: the numbers that the pool reads, and bytes of the pieces of memory that it takes.
+    """What sizes make of a sequence: the numbers that the pool reads, and bytes of the memory that it takes.
 
-    Bases of arguments are 0, the tensors of the call in order, and the pieces.
+    Bases of arguments are 0, the tensors of the call in order, and the memory.
     """
 
     numbers: array.array[int]
-    pieces: tuple[int, ...]
+    memory: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,7 +111,7 @@ class Sequence:
         named = tuple([(name, x.shape, x.element_size()) for name, x in tensors.items()])
         workers, rows = torch.get_num_threads(), tensors[QUERIES].shape[0] if by_row else 1
         layout = self._layout(named, q_start, scale, by_row, workers)
-        return Ready(self, layout.numbers, layout.numbers.buffer_info()[0], layout.pieces, rows, workers)
+        return Ready(self, layout.numbers, layout.numbers.buffer_info()[0], layout.memory, rows, workers)
 
     @functools.cached_property
     def _layout(self) -> Callable[..., Layout]:
@@ -152,18 +151,17 @@ class Sequence:
         extents = [step.extent(call_of(step.keys)) for step in self.steps]
         if (most := max([extent.tasks for extent in extents])) > MAX_TASKS:
             raise InputError(f"attention: {most} tasks are more than the {MAX_TASKS} of one call; split the batch")
-        memory = _Memory(first=1 + len(named))
+        memory, base = _Memory(), 1 + len(named)
         for name, size in sizes.items():
-            base, offset = memory.take(copies * size)
-            at[name] = (base, offset, 0, size)
+            at[name] = (base, memory.take(copies * size), 0, size)
         call: list[int] = []
         for step, extent in zip(self.steps, extents, strict=True):
             own: dict[str, Place] = {name: (0, n, 0, 0) for name, n in {**extent.sizes, **step.numbers}.items()}
-            own |= {name: (*memory.take(4 * elements), 0, 0) for name, elements in extent.scratch.items()}
+            own |= {name: (base, memory.take(4 * elements), 0, 0) for name, elements in extent.scratch.items()}
             call += (step.kernel.artifact.address, extent.tasks, len(step.slots))
             for shared, name in step.slots:
                 call += at[name] if shared else own[name]
-        return Layout(array.array("q", call), memory.pieces)
+        return Layout(array.array("q", call), memory.size)
 
 
 class Ready(NamedTuple):
@@ -172,15 +170,15 @@ class Ready(NamedTuple):
     sequence: Sequence
     numbers: array.array[int]
     address: int
-    pieces: tuple[int, ...]
+    memory: int
     rows: int
     workers: int
 
     def __call__(self, tensors: Iterable[Tensor]) -> None:
         """Run the kernels on contiguous tensors in the order in which they were named; raises `KernelFailedError`."""
         steps = self.sequence.steps
-        held = [in_large_pages(torch.empty(size, dtype=torch.uint8)) for size in self.pieces]  # until the kernels end
-        bases = array.array("q", [0, *[x.data_ptr() for x in tensors], *[x.data_ptr() for x in held]])
+        memory = in_large_pages(torch.empty(self.memory, dtype=torch.uint8))  # held until the kernels end
+        bases = array.array("q", [0, *[x.data_ptr() for x in tensors], memory.data_ptr()])
         pool = steps[0].kernel.artifact.pool
         status = pool.sequence(self.address, bases.buffer_info()[0], len(steps), self.rows, self.workers)
         if status:
@@ -191,25 +189,16 @@ class Ready(NamedTuple):
 
 
 class _Memory:
-    """Memory that is laid out before it is taken: one piece, and what does not fit in that in pieces of its own."""
+    """Memory that is laid out before it is taken, in one piece: a large one the C library gives back after the call."""
 
-    def __init__(self, *, first: int) -> None:
-        self._first, self._shared = first, 0
-        self._apart: list[int] = []
+    def __init__(self) -> None:
+        self.size = 0  # bytes
 
-    @property
-    def pieces(self) -> tuple[int, ...]:
-        """Bytes of the pieces."""
-        return (self._shared, *self._apart)
-
-    def take(self, size: int) -> tuple[int, int]:
-        """Return the base of `size` bytes more, and where in its piece they begin."""
-        if self._shared + size > ONE_PIECE:
-            self._apart.append(size)
-            return self._first + len(self._apart), 0
-        offset = self._shared
-        self._shared += _lines(size)
-        return self._first, offset
+    def take(self, size: int) -> int:
+        """Return where `size` bytes more begin."""
+        offset = self.size
+        self.size += _lines(size)
+        return offset
 
 
 @functools.lru_cache(maxsize=64)

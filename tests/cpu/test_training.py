@@ -173,18 +173,6 @@ def test_calls_of_one_set_of_sizes_share_a_layout(
     assert len(laid_out) == 8
 
 
-@pytest.mark.parametrize("room", [0, 100_000])
-def test_memory_that_is_not_in_one_piece(
-    room: int, kernels: Path, new_plans: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spec = SPECS["three heads in a group"]
-    values = inputs(spec, 3, 90, shared=False)
-    whole = results(spec, values)
-    monkeypatch.setattr(sequence, "ONE_PIECE", room)
-    plan_of.cache_clear()
-    assert all(torch.equal(a, b) for a, b in zip(results(spec, values), whole, strict=True))
-
-
 @pytest.mark.parametrize("shared", [True, False])
 def test_opcheck(shared: bool, kernels: Path) -> None:
     spec = SPECS["three heads in a group"]
