@@ -116,15 +116,6 @@ def checked_means(
     return [block_means[name] for name in scored] if len(block_means) == len(scored) else []
 
 
-def have_dims(q: Tensor, k: Tensor, v: Tensor, spec: NSASpec) -> bool:
-    """Return whether these are tensors with the heads and dims of `spec`: all that a call like one before needs."""
-    if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
-        return False
-    heads = spec.kv_heads
-    found = q.shape[2:], k.shape[2:], v.shape[2:]
-    return found == ((spec.num_heads, spec.head_dim), (heads, spec.head_dim), (heads, spec.dv))
-
-
 def require_spec(call: str, q: Tensor, k: Tensor, v: Tensor, spec: NSASpec) -> None:
     """Raise `InputError` unless q, k and v have the heads and dims of `spec`."""
     found = {"num_heads": q.shape[2], "num_kv_heads": k.shape[2], "head_dim": q.shape[3], "value_dim": v.shape[3]}

@@ -19,7 +19,6 @@ from .checks import (
     checked_means,
     checked_scale,
     checked_start,
-    have_dims,
     require_alike,
     require_attention,
     require_gates,
@@ -34,7 +33,7 @@ from .errors import InputError
 from .index_sets import SCORES, RangeSet, TopK, complete, everything, require_choice, require_size, window
 from .program import Path, Phi, Program, require_score_windows
 from .reference.compress import Weights
-from .repeated import first, repeated
+from .repeated import Given, first, repeated
 from .spec import NSASpec
 
 _ops = torch.ops.nsa_codegen
@@ -246,12 +245,18 @@ def nsa_attention(
     softmax or sigmoid, in the order compressed, selected, window. Raises `InputError`.
     """
     call = "nsa_attention"
-    if not have_dims(q, k, v, spec):
-        require_attention(call, q, k, v)
-        require_spec(call, q, k, v, spec)
     if (k_cmp is None) != (v_cmp is None) or (k_win is None) != (v_win is None):
         names = ("k_cmp", "v_cmp") if (k_cmp is None) != (v_cmp is None) else ("k_win", "v_win")
         raise InputError(f"{call}: only one of {names[0]} and {names[1]} is given; give both or neither")
+    program, given = spec.program(), None
+    of_window = (k, v) if k_win is None or v_win is None else (k_win, v_win)
+    if k_cmp is not None and v_cmp is not None:
+        dims = spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.value_dim
+        given = Given.of((program.text, dims, q_start, impl), q, gates, ((k_cmp, v_cmp), (k, v), of_window))
+        if (out := repeated(given)) is not None:
+            return out
+    require_attention(call, q, k, v)
+    require_spec(call, q, k, v, spec)
     if k_cmp is None or v_cmp is None:
         if spec.compression != "mean":
             raise InputError(
@@ -260,10 +265,8 @@ def nsa_attention(
             )
         k_cmp = compress(k, kernel=spec.kernel, stride=spec.stride, impl=impl)
         v_cmp = compress(v, kernel=spec.kernel, stride=spec.stride, impl=impl)
-    if k_win is None or v_win is None:
-        k_win, v_win = k, v
-    kv = {"compressed": (k_cmp, v_cmp), "selected": (k, v), "window": (k_win, v_win)}
-    return attention(spec.program(), q, kv, gates, q_start=q_start, impl=impl)
+    kv = {"compressed": (k_cmp, v_cmp), "selected": (k, v), "window": of_window}
+    return _attention(program, q, kv, gates, None, given, scale=None, q_start=q_start, impl=impl)
 
 
 def attention(
@@ -286,9 +289,30 @@ def attention(
     blocks before the last query's. Else they are made anew, of all keys; so they are where gradients are recorded, in
     a compiled graph, on a GPU, and by the reference. Raises `InputError`.
     """
-    out = repeated(program, q, kv, gates, block_means, scale=scale, q_start=q_start, impl=impl)
-    if out is not None:
-        return out
+    given, names = None, [path.name for path in program.paths]
+    pairs = [kv[name] for name in names if name in kv]
+    if gates is not None and len(pairs) == len(names):
+        means = [block_means[name] for name in names if name in block_means] if block_means else ()
+        words = program.text, tuple(block_means or ()), scale, q_start, impl
+        given = Given.of(words, q, gates, pairs, means)
+        if (out := repeated(given)) is not None:
+            return out
+    return _attention(program, q, kv, gates, block_means, given, scale=scale, q_start=q_start, impl=impl)
+
+
+def _attention(
+    program: Program,
+    q: Tensor,
+    kv: Mapping[str, tuple[Tensor, Tensor]],
+    gates: Tensor | None,
+    block_means: Mapping[str, Tensor] | None,
+    given: Given | None,
+    *,
+    scale: float | None,
+    q_start: int | None,
+    impl: str,
+) -> Tensor:
+    """Return what `attention` does of a call unlike all before; `given` is that call, if more like it may come."""
     call = f"attention({program.name})"
     missing = [p.name for p in program.paths if p.name not in kv]
     if missing:
@@ -299,9 +323,10 @@ def attention(
     means = checked_means(call, program, q, kv, block_means, start) if block_means else []
     if (gates is None) == (program.combine == "none") and inference.runs_as_one(program, q, pairs, gates, impl):
         factor = inference.checked(program, q, pairs, gates, scale=scale, q_start=start)
-        given = (scale, q_start, impl)
-        out = first(program, q, pairs, gates, means, given=given, scale=factor, q_start=start)
-        return inference.as_one(program, q, pairs, gates, means, scale=factor, q_start=start) if out is None else out
+        known = given is not None and len(means) == len(block_means or ())  # with some means only, none are read
+        if given and known and (out := first(given, program, scale=factor, q_start=start)) is not None:
+            return out
+        return inference.as_one(program, q, pairs, gates, means, scale=factor, q_start=start)
     if gates is not None and training.trains_as_one(program, q, pairs, gates, impl):
         return training.attention_with_gradients(program, q, pairs, gates, scale=scale, q_start=start)
     options: dict[str, Any] = {"scale": scale, "q_start": start, "impl": impl}

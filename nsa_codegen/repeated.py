@@ -7,7 +7,7 @@ Where anything between torch and an op would see the call - a mode, a transform,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,6 @@ from .program import Program
 from .sequence import Ready
 
 MOST = 256  # calls that are kept; one more, and all are dropped
-Pairs = Sequence[tuple[Tensor, Tensor]]
 _Key, _KeySet = torch._C.DispatchKey, torch._C.DispatchKeySet
 _PLAIN = (Tensor, torch.nn.Parameter)
 # What torch looks at in every thread, outside and inside inference mode. A key that is not among these stands for
@@ -31,89 +30,92 @@ _USUAL = (
 )
 
 
+class Given(NamedTuple):
+    """A call as it was given: all but its tensors, each of these once, and which of them each argument of `ready` is.
+
+    `words` tell it from all calls that other checks are made of.
+    """
+
+    words: tuple[Hashable, ...]
+    tensors: Sequence[Tensor]
+    order: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        words: tuple[Hashable, ...],
+        q: Tensor,
+        gates: Tensor,
+        pairs: Iterable[tuple[Tensor, Tensor]],
+        means: Iterable[Tensor] = (),
+    ) -> Given:
+        """Return a call; a pair of keys and values may be that of the path before."""
+        tensors, order, before = [q, gates], [0, 1], None
+        for pair in pairs:
+            if before is None or pair[0] is not before[0] or pair[1] is not before[1]:
+                order += (len(tensors), len(tensors) + 1)
+                tensors += pair
+            else:
+                order += order[-2:]
+            before = pair
+        for x in means:
+            order.append(len(tensors))
+            tensors.append(x)
+        return cls(words, tensors, tuple(order))
+
+
 class _Call(NamedTuple):
-    """The kernels for tensors of some sizes, and the shape of their output."""
+    """The kernels for tensors of some sizes, the shape of their output, and whether that is the queries' shape."""
 
     kernels: Ready
     shape: tuple[int, ...]
+    as_queries: bool
 
 
 _calls: dict[tuple[Any, ...], _Call] = {}
 
 
-def repeated(
-    program: Program,
-    q: Tensor,
-    kv: Mapping[str, tuple[Tensor, Tensor]],
-    gates: Tensor | None,
-    block_means: Mapping[str, Tensor] | None,
-    *,
-    scale: float | None,
-    q_start: int | None,
-    impl: str,
-) -> Tensor | None:
-    """Return what `program` computes if there was a call like this one and nobody is to see it, else None."""
-    if gates is None or torch.compiler.is_compiling():
+def repeated(given: Given) -> Tensor | None:
+    """Return what the call computes if there was one like it and nobody is to see it, else None."""
+    if torch.compiler.is_compiling() or not _are_plain(given.tensors):
         return None
-    tensors = [q, gates]
-    for path in program.paths:
-        if (pair := kv.get(path.name)) is None:
-            return None
-        tensors += pair
-    if block_means:
-        tensors += (means := [block_means[p.name] for p in program.paths if p.name in block_means])
-        if len(means) < len(block_means):
-            return None
-    if not _are_plain(tensors):
-        return None
-    call = _calls.get(_sizes(program, tensors, scale, q_start, impl))
+    call = _calls.get(_sizes(given))
     if call is None or _is_watched() or emulated_target() is not None:
         return None
-    return _run(call, tensors)
+    return _run(call, given)
 
 
-def first(
-    program: Program,
-    q: Tensor,
-    pairs: Pairs,
-    gates: Tensor | None,
-    means: list[Tensor],
-    *,
-    given: tuple[float | None, int | None, str],
-    scale: float,
-    q_start: int,
-) -> Tensor | None:
-    """Return the same of a checked call and keep it, or None if it is none that is kept.
-
-    `given` is what the call was given for scale, first position and implementation.
-    """
-    if gates is None:
+def first(given: Given, program: Program, *, scale: float, q_start: int) -> Tensor | None:
+    """Return what a checked call computes and keep it, or None if it is none that is kept."""
+    if not _are_plain(given.tensors) or _is_watched():
         return None
-    tensors = [q, gates, *(x for pair in pairs for x in pair), *means]
-    if not _are_plain(tensors) or _is_watched():
-        return None
-    kernels = inference.ready(program, tensors, scale=scale, q_start=q_start)
+    arguments = [given.tensors[i] for i in given.order]
+    kernels = inference.ready(program, arguments, scale=scale, q_start=q_start)
     if kernels is None:
         return None
     if len(_calls) >= MOST:
         _calls.clear()
-    call = _Call(kernels, (*q.shape[:3], pairs[0][1].shape[3]))
-    _calls[_sizes(program, tensors, *given)] = call
-    return _run(call, tensors)
+    q, values = arguments[0], arguments[3]
+    shape = (*q.shape[:3], values.shape[3])
+    call = _calls[_sizes(given)] = _Call(kernels, shape, shape == q.shape)
+    return _run(call, given)
 
 
-def _run(call: _Call, tensors: list[Tensor]) -> Tensor:
-    out = tensors[0].new_empty(call.shape)
-    call.kernels([*tensors, out])
+def _run(call: _Call, given: Given) -> Tensor:
+    tensors = given.tensors
+    q = tensors[0]
+    out = torch.empty_like(q) if call.as_queries else q.new_empty(call.shape)  # the former takes half the time
+    call.kernels([*[tensors[i] for i in given.order], out])
     return out
 
 
-def _sizes(program: Program, tensors: list[Tensor], *given: object) -> tuple[Any, ...]:
+def _sizes(given: Given) -> tuple[Any, ...]:
     """Return all that the checks of a call and its layout depend on."""
-    return (program.text, *given, torch.get_num_threads(), *[x.shape for x in tensors], *[x.dtype for x in tensors])
+    words, tensors, order = given
+    return (words, order, torch.get_num_threads(), *[x.shape for x in tensors], *[x.dtype for x in tensors])
 
 
-def _are_plain(tensors: list[Tensor]) -> bool:
+def _are_plain(tensors: Iterable[Tensor]) -> bool:
     """Return whether all are tensors in memory as they stand, and none is to be differentiated."""
     grad = torch.is_grad_enabled()
     for x in tensors:

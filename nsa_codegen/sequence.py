@@ -29,6 +29,7 @@ from .runs import Runs
 from .tiling import ceil_div
 
 CACHE_LINE = 64  # bytes
+SPARE = 1 << 20  # bytes of memory that small calls leave to the next one
 QUERIES, SCALE, SUMS = "q", "scale", "scale of sums"
 LAYOUTS = 64  # that a sequence keeps: one for each set of sizes
 Place = tuple[
@@ -177,7 +178,7 @@ class Ready(NamedTuple):
     def __call__(self, tensors: Iterable[Tensor]) -> None:
         """Run the kernels on contiguous tensors in the order in which they were named; raises `KernelFailedError`."""
         steps = self.sequence.steps
-        memory = in_large_pages(torch.empty(self.memory, dtype=torch.uint8))  # held until the kernels end
+        memory = _borrowed() if self.memory <= SPARE else in_large_pages(torch.empty(self.memory, dtype=torch.uint8))
         bases = array.array("q", [0, *[x.data_ptr() for x in tensors], memory.data_ptr()])
         pool = steps[0].kernel.artifact.pool
         status = pool.sequence(self.address, bases.buffer_info()[0], len(steps), self.rows, self.workers)
@@ -186,6 +187,18 @@ class Ready(NamedTuple):
             raise KernelFailedError(
                 f"one of {names} returned status {status} (rows={self.rows}, threads={self.workers})"
             )
+        if self.memory <= SPARE:
+            _spares.append(memory)
+
+
+_spares: list[Tensor] = []  # one for each thread that was in a small call at once
+
+
+def _borrowed() -> Tensor:
+    try:
+        return _spares.pop()
+    except IndexError:
+        return torch.empty(SPARE, dtype=torch.uint8)
 
 
 class _Memory:

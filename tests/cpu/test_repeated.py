@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nsa_codegen import functional, repeated
 
+WINDOW = ("k_win", "v_win")
 KERNELS = kernels_of(SEED.program(), torch.float32, backward=False)
 
 
@@ -28,9 +30,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     found: list[tuple[int, ...]] = []
     run = repeated._run
 
-    def noted(call: Any, tensors: list[Tensor]) -> Tensor:
-        found.append(tuple(tensors[0].shape))
-        return run(call, tensors)
+    def noted(call: Any, given: repeated.Given) -> Tensor:
+        found.append(tuple(given.tensors[0].shape))
+        return run(call, given)
 
     monkeypatch.setattr(repeated, "_run", noted)
     monkeypatch.setattr(repeated, "_calls", {})
@@ -84,6 +86,37 @@ def test_sizes_positions_and_scales_have_calls_of_their_own(kernels: Path, runs:
         assert torch.allclose(functional.attention(program, values[0], kv, values[5], scale=scale), wanted, atol=1e-5)
     assert len(runs) == 5
     assert len(repeated._calls) == 4
+
+
+def test_a_window_of_its_own_tokens(kernels: Path, runs: list[Any]) -> None:
+    """Tensors of the same sizes, given twice, or copies, or others: what is read is what was given."""
+    q, k, v, k_cmp, v_cmp, gates = values = inputs(40)
+    others = inputs(40, seed=7)[1:3]
+    shared, copied, other = (
+        attend(*values),
+        {"k_win": k.clone(), "v_win": v.clone()},
+        dict(zip(WINDOW, others, strict=True)),
+    )
+    for _ in range(2):
+        assert torch.equal(attend(*values), shared)
+        assert torch.equal(attend(*values, **copied), shared)
+        found = attend(*values, **other)
+        keys, tokens = [k_cmp, k, others[0]], [v_cmp, v, others[1]]
+        text = SEED.program().text
+        assert torch.equal(found, torch.ops.nsa_codegen.attention(q, keys, tokens, gates, [], text, 39, 0.25))
+        assert not torch.equal(found, shared)
+    assert len(runs) == 7
+    assert len(repeated._calls) == 2
+
+
+def test_calls_of_threads_at_once(kernels: Path, runs: list[Any]) -> None:
+    """Each call has working memory of its own."""
+    values = [inputs(40, seed=seed) for seed in range(4)]
+    wanted = [attend(*x) for x in values]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: attend(*values[i % 4]), range(400)))
+    assert all(torch.equal(x, wanted[i % 4]) for i, x in enumerate(found))
+    assert len(runs) == 404
 
 
 def test_no_more_calls_are_kept_than_some_hundred(
