@@ -13,6 +13,7 @@ KEYS_PER_TASK = 64  # keys whose gradients one task adds up from the runs of que
 LEAST_RUN, MOST_RUNS = 64, 64  # queries of a run in a CPU's backward, and runs of a sequence
 ENOUGH_RUNS = 128  # runs of all batch rows and heads together
 LEAST_PARTS = 1 << 23  # numbers that the gradients of runs may always take; else half as many as q and out have
+FEW_RUNS = 8  # of all rows together: threads wait for the last of so few, and up to twice as many may take twice that
 
 
 def reach_of(desc: KernelDesc) -> RangeSet:
@@ -57,7 +58,8 @@ class Runs:
             firsts = range(q_start, q_start + tokens, queries)
             lasts = (min(first + queries, q_start + tokens) - 1 for first in firsts)
             reach = max((_reach(visible, *run, keys) for run in zip(firsts, lasts, strict=True)), default=0)
-            if count <= 1 or rows * width * count * reach <= max(LEAST_PARTS, room):
+            least = 2 * LEAST_PARTS if FEW_RUNS < rows * count <= 2 * FEW_RUNS else LEAST_PARTS
+            if count <= 1 or rows * width * count * reach <= max(least, room):
                 return cls(queries=queries, count=count, reach=reach)
             queries *= 2
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nsa_codegen.index_sets import RangeSet, causal, complete, everything, first, window
-from nsa_codegen.runs import ENOUGH_RUNS, LEAST_PARTS, MOST_RUNS, Runs, keys_passed
+from nsa_codegen.runs import ENOUGH_RUNS, FEW_RUNS, LEAST_PARTS, MOST_RUNS, Runs, keys_passed
 
 SETS = (causal(), everything(), window(7), window(100), first(4) | window(9), complete(8, 4))
 sets = st.sampled_from(SETS)
@@ -28,7 +28,10 @@ def test_places_of_runs_hold_what_their_queries_see(
     runs = Runs.of(visible, tokens=tokens, keys=keys, q_start=q_start, rows=rows, width=width, room=room)
     assert (runs.count - 1) * runs.queries < tokens <= runs.count * runs.queries
     assert runs.count <= max(1, min(MOST_RUNS, ENOUGH_RUNS // rows))
-    assert runs.count == 1 or rows * width * runs.count * runs.reach <= max(LEAST_PARTS, room)
+    most = max(LEAST_PARTS, room)
+    if FEW_RUNS < rows * runs.count <= 2 * FEW_RUNS:
+        most = max(2 * LEAST_PARTS, room)
+    assert runs.count == 1 or rows * width * runs.count * runs.reach <= most
     for start in range(0, tokens, runs.queries):
         positions = range(q_start + start, q_start + min(start + runs.queries, tokens))
         seen = [key for key in range(keys) if any(visible.sees(t, key, keys) for t in positions)]
@@ -55,6 +58,13 @@ def test_a_tile_passes_over_no_more_keys_than_are_kept(
 def test_a_long_sequence_of_one_head_gets_many_runs(tokens: int, count: int) -> None:
     runs = Runs.of(window(512), tokens=tokens, keys=tokens, q_start=0, rows=1, width=128, room=tokens * 2048)
     assert runs.count == count
+
+
+@pytest.mark.parametrize(("tokens", "count"), [(1024, 16), (4096, 16), (8192, 16), (16384, 8), (65536, 1)])
+def test_a_reach_of_all_keys_leaves_tasks_enough_and_takes_little_memory(tokens: int, count: int) -> None:
+    """In the last places of few runs one thread works and the others wait; many take much memory for each."""
+    room = tokens * 1024 if tokens < 65536 else 0
+    assert Runs.of(causal(), tokens=tokens, keys=tokens, q_start=0, rows=1, width=128, room=room).count == count
 
 
 def test_many_heads_need_no_runs() -> None:
