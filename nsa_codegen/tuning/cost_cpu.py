@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 CLOCK = 3.67e9  # of the 117 GFLOP/s of multiply-adds, 32 operations a clock
 FMA_BYTES = 64  # of float32 multiplied and added a clock
 MOST_FMA = 2  # instructions of multiply-add a clock
+LOADS = 1  # of a register tile's operands a clock, a scalar each row and step and the vectors: fitted
 NARROW_ROW = 0.8  # clocks a row and step of a register tile of less than 4 rows, whose scalars are loaded apart
 WITHIN = 1.2  # times of products within kernels over those of the same products by themselves
 SUMS_CLOCKS = 1.1  # clocks a vector of a register tile that starts from what is in memory, or is added to it
@@ -108,7 +109,7 @@ def _columns(product: Product, rows: int, vectors: int, target: CpuTarget) -> fl
 
 def _tile(product: Product, rows: int, vectors: int, target: CpuTarget) -> float:
     rate = min(MOST_FMA, max(1, FMA_BYTES // target.vector_bytes))
-    step = rows * vectors / rate + (NARROW_ROW * rows if rows < 4 else 0.0)
+    step = max(rows * vectors / rate, (rows + vectors) / LOADS) + (NARROW_ROW * rows if rows < 4 else 0.0)
     if product.stride > PAGE_BYTES:
         step = max(step, SCATTERED)
     return product.depth * step + (SUMS_CLOCKS * rows * vectors if product.sums else 0.0)

@@ -16,7 +16,7 @@ from nsa_codegen.ops.base import Call
 from nsa_codegen.ops.stream_attention import run_parts, run_sums_extent, runs_of
 from nsa_codegen.schedule import CpuSchedule, ScheduleSpace
 from nsa_codegen.spec import NSASpec
-from nsa_codegen.target import CPU_TARGETS
+from nsa_codegen.target import CPU_TARGETS, CpuTarget
 from nsa_codegen.tuning import cost_cpu, fit
 from nsa_codegen.tuning.cost_model import predict
 from nsa_codegen.tuning.cpu_loop import Product
@@ -51,18 +51,29 @@ def test_register_tiles_of_few_rows_or_ragged_rows_cost_more() -> None:
     # Five vectors: a tile of four, and single ones of four times the rows, not of twice.
     schedule = CpuSchedule(register_rows=2, register_vectors=4)
     assert cost_cpu.product_clocks(Product(times=1, rows=64, lanes=80, depth=64), schedule, V4) == pytest.approx(
-        64 * 64 * (5 + cost_cpu.NARROW_ROW)
+        64 * 64 * (4 + 9 / 8 + cost_cpu.NARROW_ROW)
     )
     schedule = CpuSchedule(register_rows=1, register_vectors=4)
     two, six = (
         cost_cpu.product_clocks(Product(times=1, rows=64, lanes=lanes, depth=64), schedule, V4) for lanes in (32, 96)
     )
     assert two == pytest.approx(64 * 64 * (2 + cost_cpu.NARROW_ROW))  # tiles of two rows and two vectors
-    assert six == pytest.approx(two + 64 * 64 * (4 + cost_cpu.NARROW_ROW))
+    assert six == pytest.approx(two + 64 * 64 * (5 + cost_cpu.NARROW_ROW))
+
+
+def test_small_register_tiles_wait_for_their_operands() -> None:
+    product = Product(times=1, rows=48, lanes=64, depth=64)
+
+    def clocks(rows: int, vectors: int, target: CpuTarget) -> float:
+        return cost_cpu.product_clocks(product, CpuSchedule(register_rows=rows, register_vectors=vectors), target)
+
     narrow = CPU_TARGETS["x86_64_v3"]
-    schedule = CpuSchedule(register_rows=4, register_vectors=2)
-    product = Product(times=1, rows=64, lanes=64, depth=64)
-    assert cost_cpu.product_clocks(product, schedule, narrow) == exact  # half the width, two a clock
+    exact = 48 * 64 * 64 / 16
+    assert clocks(6, 2, narrow) == exact * 8 / 6  # six rows and two vectors for twelve multiply-adds, two a clock
+    assert clocks(6, 2, narrow) < clocks(4, 2, narrow) < clocks(4, 1, narrow)
+    assert (
+        clocks(4, 4, V4) == clocks(4, 2, V4) == exact and clocks(8, 1, V4) == exact * 9 / 8
+    )  # one a clock, twice as wide
 
 
 @pytest.mark.parametrize("visible", [window(512), causal(), complete(32, 16)], ids=str)
