@@ -266,6 +266,8 @@ def nsa_attention(
         k_cmp = compress(k, kernel=spec.kernel, stride=spec.stride, impl=impl)
         v_cmp = compress(v, kernel=spec.kernel, stride=spec.stride, impl=impl)
     kv = {"compressed": (k_cmp, v_cmp), "selected": (k, v), "window": of_window}
+    if given is None:  # the compressed tokens were made here: what is left may be like a call before
+        return attention(program, q, kv, gates, q_start=q_start, impl=impl)
     return _attention(program, q, kv, gates, None, given, scale=None, q_start=q_start, impl=impl)
 
 

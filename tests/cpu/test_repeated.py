@@ -109,6 +109,14 @@ def test_a_window_of_its_own_tokens(kernels: Path, runs: list[Any]) -> None:
     assert len(repeated._calls) == 2
 
 
+def test_tokens_that_the_call_compresses_itself(kernels: Path, runs: list[Any]) -> None:
+    q, k, v, _, _, gates = values = inputs(40)
+    for _ in range(2):
+        found = functional.nsa_attention(q, k, v, gates, SEED, impl="compiled")
+        assert torch.equal(found, by_torch(*values))
+    assert len(runs) == 2
+
+
 def test_calls_of_threads_at_once(kernels: Path, runs: list[Any]) -> None:
     """Each call has working memory of its own."""
     values = [inputs(40, seed=seed) for seed in range(4)]
