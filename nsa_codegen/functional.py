@@ -250,7 +250,7 @@ def nsa_attention(
         raise InputError(f"{call}: only one of {names[0]} and {names[1]} is given; give both or neither")
     program, given = spec.program(), None
     of_window = (k, v) if k_win is None or v_win is None else (k_win, v_win)
-    if k_cmp is not None and v_cmp is not None:
+    if k_cmp is not None and v_cmp is not None and not torch.compiler.is_compiling():
         dims = spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.value_dim
         given = Given.of((program.text, dims, q_start, impl), q, gates, ((k_cmp, v_cmp), (k, v), of_window))
         if (out := repeated(given)) is not None:
@@ -293,7 +293,7 @@ def attention(
     """
     given, names = None, [path.name for path in program.paths]
     pairs = [kv[name] for name in names if name in kv]
-    if gates is not None and len(pairs) == len(names):
+    if gates is not None and len(pairs) == len(names) and not torch.compiler.is_compiling():
         means = [block_means[name] for name in names if name in block_means] if block_means else ()
         words = program.text, tuple(block_means or ()), scale, q_start, impl
         given = Given.of(words, q, gates, pairs, means)
