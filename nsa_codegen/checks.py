@@ -13,7 +13,7 @@ from .desc import DTYPES
 from .device import device_target
 from .errors import InputError, TargetError
 from .index_sets import TopK, require_choice
-from .program import Program
+from .program import Phi, Program
 from .reference.precision import arithmetic_dtype
 from .spec import NSASpec
 
@@ -114,6 +114,17 @@ def checked_means(
                 f"{shape}, {dtype} on {k.device}: what block_means() makes of all blocks before the last query's"
             )
     return [block_means[name] for name in scored] if len(block_means) == len(scored) else []
+
+
+def last_start(
+    program: Program, q: Tensor, kv: Mapping[str, tuple[Tensor, Tensor]], block_means: Mapping[str, Tensor]
+) -> int:
+    """Return the last position of the first query that `require_position`, `checked_start`, `checked_means` allow."""
+    ends = [MAX_POSITION, *(kv[p.name][0].shape[1] for p in program.paths if not isinstance(p.keys, Phi))]
+    for path in program.paths:
+        if path.name in block_means and isinstance(path.visible, TopK):
+            ends.append((block_means[path.name].shape[1] + 1) * path.visible.block)
+    return min(ends) - q.shape[1]
 
 
 def require_spec(call: str, q: Tensor, k: Tensor, v: Tensor, spec: NSASpec) -> None:

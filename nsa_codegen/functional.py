@@ -19,6 +19,7 @@ from .checks import (
     checked_means,
     checked_scale,
     checked_start,
+    last_start,
     require_alike,
     require_attention,
     require_gates,
@@ -33,7 +34,7 @@ from .errors import InputError
 from .index_sets import SCORES, RangeSet, TopK, complete, everything, require_choice, require_size, window
 from .program import Path, Phi, Program, require_score_windows
 from .reference.compress import Weights
-from .repeated import Given, first, repeated
+from .repeated import Given, Starts, first, repeated
 from .spec import NSASpec
 
 _ops = torch.ops.nsa_codegen
@@ -252,7 +253,7 @@ def nsa_attention(
     of_window = (k, v) if k_win is None or v_win is None else (k_win, v_win)
     if k_cmp is not None and v_cmp is not None and not torch.compiler.is_compiling():
         dims = spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.value_dim
-        given = Given.of((program.text, dims, q_start, impl), q, gates, ((k_cmp, v_cmp), (k, v), of_window))
+        given = Given.of((program.text, dims, impl), q_start, q, gates, ((k_cmp, v_cmp), (k, v), of_window))
         if (out := repeated(given)) is not None:
             return out
     require_attention(call, q, k, v)
@@ -295,8 +296,8 @@ def attention(
     pairs = [kv[name] for name in names if name in kv]
     if gates is not None and len(pairs) == len(names) and not torch.compiler.is_compiling():
         means = [block_means[name] for name in names if name in block_means] if block_means else ()
-        words = program.text, tuple(block_means or ()), scale, q_start, impl
-        given = Given.of(words, q, gates, pairs, means)
+        words = program.text, tuple(block_means or ()), scale, impl
+        given = Given.of(words, q_start, q, gates, pairs, means)
         if (out := repeated(given)) is not None:
             return out
     return _attention(program, q, kv, gates, block_means, given, scale=scale, q_start=q_start, impl=impl)
@@ -325,9 +326,10 @@ def _attention(
     means = checked_means(call, program, q, kv, block_means, start) if block_means else []
     if (gates is None) == (program.combine == "none") and inference.runs_as_one(program, q, pairs, gates, impl):
         factor = inference.checked(program, q, pairs, gates, scale=scale, q_start=start)
-        known = given is not None and len(means) == len(block_means or ())  # with some means only, none are read
-        if given and known and (out := first(given, program, scale=factor, q_start=start)) is not None:
-            return out
+        if given and len(means) == len(block_means or ()):  # with some means only, none are read
+            starts = Starts(min(tokens) - q.shape[1] if tokens else 0, last_start(program, q, kv, block_means or {}))
+            if (out := first(given, program, scale=factor, q_start=start, starts=starts)) is not None:
+                return out
         return inference.as_one(program, q, pairs, gates, means, scale=factor, q_start=start)
     if gates is not None and training.trains_as_one(program, q, pairs, gates, impl):
         return training.attention_with_gradients(program, q, pairs, gates, scale=scale, q_start=start)

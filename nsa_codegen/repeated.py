@@ -1,7 +1,8 @@
 """Calls like one before: nothing is checked or laid out again, and torch is not asked to hand the arguments on.
 
 The kernels of one decoded token take a few microseconds, as long as a handful of Python calls, and a model makes the
-same call in each of its layers. So a call that was checked is kept by all that its checks and its layout depend on.
+same call in each of its layers, token after token. So a call that was checked is kept by all that its checks and its
+layout depend on, for every position that they allow.
 Where anything between torch and an op would see the call - a mode, a transform, a tracer, the profiler - it goes there.
 """
 
@@ -33,10 +34,11 @@ _USUAL = (
 class Given(NamedTuple):
     """A call as it was given: all but its tensors, each of these once, and which of them each argument of `ready` is.
 
-    `words` tell it from all calls that other checks are made of.
+    `words` tell it from all calls that other checks are made of, but for `start`, the position of its first query.
     """
 
     words: tuple[Hashable, ...]
+    start: int | None
     tensors: Sequence[Tensor]
     order: tuple[int, ...]
 
@@ -44,6 +46,7 @@ class Given(NamedTuple):
     def of(
         cls,
         words: tuple[Hashable, ...],
+        start: int | None,
         q: Tensor,
         gates: Tensor,
         pairs: Iterable[tuple[Tensor, Tensor]],
@@ -61,15 +64,22 @@ class Given(NamedTuple):
         for x in means:
             order.append(len(tensors))
             tensors.append(x)
-        return cls(words, tensors, tuple(order))
+        return cls(words, start, tensors, tuple(order))
+
+
+class Starts(NamedTuple):
+    """Where the first query may stand in tensors of some sizes: from 0 to `last`, and where it does if nobody says."""
+
+    default: int
+    last: int
 
 
 class _Call(NamedTuple):
-    """The kernels for tensors of some sizes, the shape of their output, and whether that is the queries' shape."""
+    """The kernels for tensors of some sizes, the shape of their output unless it is the queries', and its positions."""
 
     kernels: Ready
-    shape: tuple[int, ...]
-    as_queries: bool
+    shape: tuple[int, ...] | None
+    starts: Starts
 
 
 _calls: dict[tuple[Any, ...], _Call] = {}
@@ -82,36 +92,40 @@ def repeated(given: Given) -> Tensor | None:
     call = _calls.get(_sizes(given))
     if call is None or _is_watched() or emulated_target() is not None:
         return None
-    return _run(call, given)
+    default, last = call.starts
+    start = default if given.start is None else given.start
+    if type(start) is not int or not 0 <= start <= last:
+        return None
+    return _run(call, given, start)
 
 
-def first(given: Given, program: Program, *, scale: float, q_start: int) -> Tensor | None:
+def first(given: Given, program: Program, *, scale: float, q_start: int, starts: Starts) -> Tensor | None:
     """Return what a checked call computes and keep it, or None if it is none that is kept."""
     if not _are_plain(given.tensors) or _is_watched():
         return None
     arguments = [given.tensors[i] for i in given.order]
-    kernels = inference.ready(program, arguments, scale=scale, q_start=q_start)
+    kernels = inference.ready(program, arguments, scale=scale, q_start=starts.last)
     if kernels is None:
         return None
     if len(_calls) >= MOST:
         _calls.clear()
     q, values = arguments[0], arguments[3]
     shape = (*q.shape[:3], values.shape[3])
-    call = _calls[_sizes(given)] = _Call(kernels, shape, shape == q.shape)
-    return _run(call, given)
+    call = _calls[_sizes(given)] = _Call(kernels, None if shape == q.shape else shape, starts)
+    return _run(call, given, q_start)
 
 
-def _run(call: _Call, given: Given) -> Tensor:
+def _run(call: _Call, given: Given, start: int) -> Tensor:
     tensors = given.tensors
     q = tensors[0]
-    out = torch.empty_like(q) if call.as_queries else q.new_empty(call.shape)  # the former takes half the time
-    call.kernels([*[tensors[i] for i in given.order], out])
+    out = torch.empty_like(q) if call.shape is None else q.new_empty(call.shape)  # the former takes half the time
+    call.kernels([*[tensors[i] for i in given.order], out], start)
     return out
 
 
 def _sizes(given: Given) -> tuple[Any, ...]:
-    """Return all that the checks of a call and its layout depend on."""
-    words, tensors, order = given
+    """Return all that the checks of a call and its layout depend on but its position."""
+    words, _, tensors, order = given
     return (words, order, torch.get_num_threads(), *[x.shape for x in tensors], *[x.dtype for x in tensors])
 
 

@@ -30,7 +30,7 @@ from .tiling import ceil_div
 
 CACHE_LINE = 64  # bytes
 SPARE = 1 << 20  # bytes of memory that small calls leave to the next one
-QUERIES, SCALE, SUMS = "q", "scale", "scale of sums"
+QUERIES, START, SCALE, SUMS = "q", "q_start", "scale", "scale of sums"
 LAYOUTS = 64  # that a sequence keeps: one for each set of sizes
 Place = tuple[
     int, int, int, int
@@ -72,7 +72,7 @@ class Step:
         """Return the step of a kernel of the CPU; `tensors` are names by argument, `numbers` are constants."""
         extent = OPS[kernel.desc.op].extent
         assert extent is not None
-        given = {SCALE: SCALE, **tensors}
+        given = {START: START, SCALE: SCALE, **tensors}
         slots = tuple((name in given, given.get(name, name)) for name in kernel.names)
         made = extent(kernel.desc, kernel.schedule)
         return cls(kernel=kernel, extent=made, keys=keys, slots=slots, numbers=numbers or {})
@@ -81,7 +81,7 @@ class Step:
 class Layout(NamedTuple):
     """What sizes make of a sequence: the numbers that the pool reads, and bytes of the memory that it takes.
 
-    Bases of arguments are 0, the tensors of the call in order, and the memory.
+    Bases of arguments are 0, the tensors of the call in order, the memory, and the position of the first query.
     """
 
     numbers: array.array[int]
@@ -93,7 +93,7 @@ class Sequence:
     """The kernels of a program in the order in which they run, and the memory between them.
 
     The tensors of a call have names: `q`, `keys 0`, `values 0` and so on by path, and what steps call the others. A
-    name stands for one type. Calls of one set of sizes share a layout: the layers of a model at one position.
+    name stands for one type. Calls of one set of sizes share a layout: the layers of a model, one after the other.
     """
 
     steps: tuple[Step, ...]
@@ -105,10 +105,13 @@ class Sequence:
         Areas that `tensors` names are these, the others are memory of this call. Threads share the tasks of each
         kernel, or with `by_row` the batch rows. Raises `InputError` for too many tasks, and `KernelFailedError`.
         """
-        self.ready(tensors, q_start=q_start, scale=scale, by_row=by_row)(tensors.values())
+        self.ready(tensors, q_start=q_start, scale=scale, by_row=by_row)(tensors.values(), q_start)
 
     def ready(self, tensors: Mapping[str, Tensor], *, q_start: int, scale: float, by_row: bool) -> Ready:
-        """Return the call for all tensors of the sizes of these, in this order. Raises `InputError`."""
+        """Return the call for all tensors of the sizes of these, in this order. Raises `InputError`.
+
+        Its first query may stand at any position up to `q_start`, but with areas of runs nowhere else.
+        """
         named = tuple([(name, x.shape, x.element_size()) for name, x in tensors.items()])
         workers, rows = torch.get_num_threads(), tensors[QUERIES].shape[0] if by_row else 1
         layout = self._layout(named, q_start, scale, by_row, workers)
@@ -155,6 +158,7 @@ class Sequence:
         memory, base = _Memory(), 1 + len(named)
         for name, size in sizes.items():
             at[name] = (base, memory.take(copies * size), 0, size)
+        at[START] = (base + 1, 0, 0, 0)
         call: list[int] = []
         for step, extent in zip(self.steps, extents, strict=True):
             own: dict[str, Place] = {name: (0, n, 0, 0) for name, n in {**extent.sizes, **step.numbers}.items()}
@@ -175,11 +179,11 @@ class Ready(NamedTuple):
     rows: int
     workers: int
 
-    def __call__(self, tensors: Iterable[Tensor]) -> None:
+    def __call__(self, tensors: Iterable[Tensor], q_start: int) -> None:
         """Run the kernels on contiguous tensors in the order in which they were named; raises `KernelFailedError`."""
         steps = self.sequence.steps
         memory = _borrowed() if self.memory <= SPARE else in_large_pages(torch.empty(self.memory, dtype=torch.uint8))
-        bases = array.array("q", [0, *[x.data_ptr() for x in tensors], memory.data_ptr()])
+        bases = array.array("q", [0, *[x.data_ptr() for x in tensors], memory.data_ptr(), q_start])
         pool = steps[0].kernel.artifact.pool
         status = pool.sequence(self.address, bases.buffer_info()[0], len(steps), self.rows, self.workers)
         if status:

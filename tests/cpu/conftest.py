@@ -62,10 +62,10 @@ def sequences(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, bool]]:
     called = []
     call = sequence.Ready.__call__
 
-    def noted(self: sequence.Ready, tensors: Iterable[torch.Tensor]) -> None:
+    def noted(self: sequence.Ready, tensors: Iterable[torch.Tensor], q_start: int) -> None:
         first, *others = tensors
         called.append((*first.shape[:2], self.rows > 1))
-        call(self, [first, *others])
+        call(self, [first, *others], q_start)
 
     monkeypatch.setattr(sequence.Ready, "__call__", noted)
     return called

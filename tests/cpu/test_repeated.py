@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nsa_codegen import functional, repeated
+from nsa_codegen.errors import InputError
 
 WINDOW = ("k_win", "v_win")
 KERNELS = kernels_of(SEED.program(), torch.float32, backward=False)
@@ -30,9 +31,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     found: list[tuple[int, ...]] = []
     run = repeated._run
 
-    def noted(call: Any, given: repeated.Given) -> Tensor:
+    def noted(call: Any, given: repeated.Given, start: int) -> Tensor:
         found.append(tuple(given.tensors[0].shape))
-        return run(call, given)
+        return run(call, given, start)
 
     monkeypatch.setattr(repeated, "_run", noted)
     monkeypatch.setattr(repeated, "_calls", {})
@@ -74,7 +75,7 @@ def test_a_repeated_call_has_the_bits_of_the_op(kernels: Path, runs: list[Any]) 
     check()
 
 
-def test_sizes_positions_and_scales_have_calls_of_their_own(kernels: Path, runs: list[Any]) -> None:
+def test_sizes_and_scales_have_calls_of_their_own(kernels: Path, runs: list[Any]) -> None:
     values = inputs(40)
     attend(*values)
     wanted = functional.nsa_attention(*values[:3], values[5], SEED, q_start=20, impl="reference")
@@ -85,7 +86,38 @@ def test_sizes_positions_and_scales_have_calls_of_their_own(kernels: Path, runs:
         wanted = functional.attention(program, values[0], kv, values[5], scale=scale, impl="reference")
         assert torch.allclose(functional.attention(program, values[0], kv, values[5], scale=scale), wanted, atol=1e-5)
     assert len(runs) == 5
-    assert len(repeated._calls) == 4
+    assert len(repeated._calls) == 3
+
+
+def test_one_call_serves_every_position(kernels: Path, runs: list[Any]) -> None:
+    """In any order, and with none given; those that the keys do not hold are refused as if no call had been before."""
+    q, k, v, _, _, gates = values = inputs(60)
+    wanted = {t: functional.nsa_attention(q, k, v, gates, SEED, q_start=t, impl="reference") for t in range(60)}
+    for t in (30, 59, 0, 1, 7, 8, 31, 58, None):
+        found = attend(*values, q_start=t)
+        assert torch.allclose(found, wanted[59 if t is None else t], atol=1e-5), t
+    assert len(runs) == 9
+    assert len(repeated._calls) == 1
+    for bad in (-1, 60):
+        with pytest.raises(InputError, match=f"1 queries from position {bad} do not fit 60 keys"):
+            attend(*values, q_start=bad)
+    assert len(runs) == 9
+
+
+def test_means_are_given_of_all_blocks_before_the_query(kernels: Path, runs: list[Any]) -> None:
+    """A call that was made of the same means at an earlier position does not let a later one read behind them."""
+    q, k, v, k_cmp, v_cmp, gates = inputs(60)
+    program, pair, few = SEED.program(), (k, v), 2
+    means = {"selected": functional.block_means(k, block_size=SEED.block_size)[:, :few].contiguous()}
+    kv = {"compressed": (k_cmp, v_cmp), "selected": pair, "window": pair}
+    last = (few + 1) * SEED.block_size - 1
+    for t in (last - 5, last):
+        found = functional.attention(program, q, kv, gates, block_means=means, q_start=t, impl="compiled")
+        wanted = functional.attention(program, q, kv, gates, q_start=t, impl="reference")
+        assert torch.allclose(found, wanted, atol=1e-5)
+    assert len(runs) == 2
+    with pytest.raises(InputError, match=r"block_means\['selected'\] has shape"):
+        functional.attention(program, q, kv, gates, block_means=means, q_start=last + 1, impl="compiled")
 
 
 def test_a_window_of_its_own_tokens(kernels: Path, runs: list[Any]) -> None:
@@ -131,9 +163,8 @@ def test_no_more_calls_are_kept_than_some_hundred(
     kernels: Path, runs: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(repeated, "MOST", 4)
-    values = inputs(40)
-    for start in range(10, 30):
-        attend(*values, q_start=start)
+    for keys in range(10, 30):
+        attend(*inputs(keys))
         assert 1 <= len(repeated._calls) <= 4
 
 
