@@ -17,6 +17,7 @@ from .problems import Problem
 from .records import DEVICE_FACTS, Judged, Meta, Record, append, log_path, read_log, write_meta
 from .space import Space
 from .study import Claim, SharedStudy
+from .winners import Numbered, verdict
 
 if TYPE_CHECKING:
     from .search import Tuner
@@ -58,7 +59,7 @@ class KernelSearch:
         self.study.require_facts({"judge": options.meta.judge, **facts})
         records = [r for r in read_log(self._log).records if r.desc == desc]
         logged = {r.number: r for r in records if r.stage == "search"}
-        self._is_restored = self.study.restore(tuple(logged.values()), lambda record: _cost(record, logged))
+        self.study.restore(tuple(logged.values()), lambda record: _cost(record, logged))
         self._finals = [r for r in records if r.stage == "final"]
         self._random = random.Random(options.seed + len(self.study.records()))
         self._refused_proposals = 0
@@ -116,11 +117,15 @@ class KernelSearch:
             self._give_up(left)
 
     def finish(self) -> None:
-        """Measure the best once more beside the default, in a new process, unless another tuner does or has."""
-        records = self.study.records()
-        if self._is_restored and max((f.when for f in self._finals), default="") > max(r.when for r in records):
+        """Measure the best once more beside the default, in a new process, unless another tuner does or has.
+
+        A round that the log had before, and that decided nothing, is made again.
+        """
+        records, finals = self.study.records(), self._finals
+        ended = max((f.when for f in finals), default="") > max(r.when for r in records)
+        if ended and self._is_decided():
             return  # the log has the final round of these
-        if not self.study.first_to(f"final round of {_counted(records)}"):
+        if not self.study.first_to(f"final round of {_counted(records)}" + f", after {len(finals)}" * ended):
             self._finals = self._logged_finals()
             return
         chosen = self._finalists(records)
@@ -134,11 +139,16 @@ class KernelSearch:
         for record, judged in zip(chosen, found, strict=True):
             kept = replace(
                 record, stage="final", status=judged.status, reason=judged.reason, measured=judged.measured,
-                default=judged.default, when=_now(),
+                default=judged.default, gain=judged.gain, when=_now(),
             )  # fmt: skip
             append(self._log, kept)
             self._finals.append(kept)
         self.study.done_with()
+
+    def _is_decided(self) -> bool:
+        """Return whether the final rounds of the log tell whether the default is beaten."""
+        numbered = [Numbered(line=0, record=record) for record in self._finals]
+        return verdict(self._desc, self._options.target, numbered).decided
 
     @property
     def _is_static(self) -> bool:
@@ -250,7 +260,7 @@ class KernelSearch:
         return Record(
             number=claim.number, desc=self._desc, schedule=dict(claim.values), status=judged.status,
             reason=judged.reason, judge=self._options.meta.judge, stage="search", sizes=self._problem.sizes_json,
-            predicted=predicted, measured=judged.measured, default=judged.default, error=judged.error,
+            predicted=predicted, measured=judged.measured, default=judged.default, gain=judged.gain, error=judged.error,
             resources=judged.resources, key=judged.key, same_as=judged.same_as, when=_now(),
         )  # fmt: skip
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..bench.measure import Contender, interleave
-from ..bench.stats import quartiles
+from ..bench.stats import quartiles, ratios
 from ..build import Artifact, Request, build_all
 from ..conformance.check import Accuracy, inputs_of, judge, results_of, widened
 from ..desc import KernelDesc
@@ -271,8 +271,14 @@ def _timed(
     """Return the times of `schedules`, each once, and of the default, all in turns."""
     names = {default: "default"} | {s: str(s) for s in schedules if s != default}
     contenders = [_contender(name, problem, _load(problem.desc, s, target)) for s, name in names.items()]
-    spreads = {name: _spread(x) for name, x in _in_turns(contenders, target, seconds, least=least).items()}
-    return tuple(Judged(status="ok", measured=spreads[names[s]], default=spreads["default"]) for s in schedules)
+    samples = _in_turns(contenders, target, seconds, least=least)
+    base = samples["default"]
+    return tuple(
+        Judged(
+            status="ok", measured=_spread(found), default=_spread(base), gain=_spread(ratios(base, found))
+        )
+        for found in (samples[names[s]] for s in schedules)
+    )  # fmt: skip
 
 
 def _in_turns(contenders: list[Contender], target: Target, seconds: float, *, least: int) -> dict[str, list[float]]:

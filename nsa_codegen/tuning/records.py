@@ -22,6 +22,7 @@ from ..errors import NSAError, TuningLogError
 FORMAT = 1
 STATUSES = ("ok", "illegal", "failed", "wrong", "crashed", "timeout", "same")
 JUDGES = ("measured", "static")
+SPREADS = ("measured", "default", "gain")
 STAGES = ("search", "final")
 META_SUFFIX = ".meta.json"
 LOGS = "tuning_logs"
@@ -51,6 +52,7 @@ class Judged:
     predicted: Mapping[str, float] | None = None
     measured: Spread | None = None
     default: Spread | None = None
+    gain: Spread | None = None
     error: float | None = None
     resources: Mapping[str, Any] | None = None
     key: str = ""
@@ -65,7 +67,8 @@ class Record:
     `failed` (did not build, or raised), `wrong` (error beyond what is allowed), `crashed`, `timeout`, or `same` (its
     text is that of candidate `same_as`); `reason` says why it is not ok. `sizes` are the run-time sizes it was judged
     at. `predicted` holds the seconds of the cost model by part, `seconds` in all. `measured` was timed in turns with
-    `default`, the default schedule, in one process. `error` is the worst ratio of an output's error against float64 to
+    `default`, the default schedule, in one process; `gain` is how many times faster it was turn by turn, which older
+    records do not say. `error` is the worst ratio of an output's error against float64 to
     that of eager torch in the same type. `resources` is what the manifest says, and the `sha256` of the text. `key` is
     the short key of the artifact, empty if there is none; `when` is UTC in ISO 8601.
     """
@@ -81,6 +84,7 @@ class Record:
     predicted: Mapping[str, float] | None = None
     measured: Spread | None = None
     default: Spread | None = None
+    gain: Spread | None = None
     error: float | None = None
     resources: Mapping[str, Any] | None = None
     key: str = ""
@@ -92,7 +96,7 @@ class Record:
         """How many times faster than the default schedule it was measured, turn by turn; None unless it is ok."""
         if self.status != "ok" or self.measured is None or self.default is None:
             return None
-        return self.default.median / self.measured.median
+        return self.gain.median if self.gain is not None else self.default.median / self.measured.median
 
     @property
     def seconds(self) -> float | None:
@@ -108,14 +112,16 @@ class Record:
         data = {f.name: getattr(self, f.name) for f in fields(self)} | {"desc": self.desc.to_json()}
         for name in ("schedule", "sizes", "predicted", "resources"):
             data[name] = None if data[name] is None else dict(data[name])
-        for name in ("measured", "default"):
+        for name in SPREADS:
             data[name] = None if data[name] is None else data[name].to_json()
+        if self.gain is None:
+            del data["gain"]  # a record without it is the line that it was before there were any
         return {"format": FORMAT, **data}
 
     @classmethod
     def from_json(cls, data: Any) -> Record:
         """Return the record that `to_json` described; raises `TuningLogError` for what is none, without a place."""
-        found = _fields_of("record", data, cls)
+        found = _fields_of("record", {"gain": None, **data} if isinstance(data, dict) else data, cls)
         for name, allowed in (("status", STATUSES), ("judge", JUDGES), ("stage", STAGES)):
             if found[name] not in allowed:
                 raise TuningLogError(f"the record's {name} is {found[name]!r}; allowed are {', '.join(allowed)}")
@@ -125,7 +131,7 @@ class Record:
         for name in ("schedule", "sizes"):
             if any(type(v) is not int for v in found[name].values()):
                 raise TuningLogError(f"the record's {name} is {found[name]!r}; every value must be an integer")
-        for name in ("measured", "default"):
+        for name in SPREADS:
             found[name] = None if found[name] is None else _spread(name, found[name])
         try:
             found["desc"] = KernelDesc.from_json(found["desc"])
@@ -291,6 +297,7 @@ _RECORD_KINDS: dict[str, Any] = {
     "predicted": (dict, type(None)),
     "measured": (dict, type(None)),
     "default": (dict, type(None)),
+    "gain": (dict, type(None)),
     "error": (int, float, type(None)),
     "resources": (dict, type(None)),
     "key": str,

@@ -125,14 +125,14 @@ class SharedStudy:
                 f"or go on where it was begun"
             )
 
-    def restore(self, records: Sequence[Record], cost: Callable[[Record], float | None]) -> bool:
+    def restore(self, records: Sequence[Record], cost: Callable[[Record], float | None]) -> None:
         """Give the study what it lacks of the `records` of its log, by their numbers: its storage was another, or lost.
 
-        Return whether it lacked some. `cost` is what each is told. Raises `TuningError` if a record has the number of
+        `cost` is what each is told. Raises `TuningError` if a record has the number of
         another trial of the study, or a schedule that is not of the axes.
         """
         begin = time.monotonic()
-        lacked = lacks = self._lacks(records)
+        lacks = self._lacks(records)
         while lacks:
             if self.first_to("trials of the log"):
                 by_number = {r.number: r for r in records}
@@ -147,7 +147,6 @@ class SharedStudy:
             else:
                 time.sleep(_POLL_SECONDS)
             lacks = self._lacks(records)
-        return lacked
 
     def _lacks(self, records: Sequence[Record]) -> bool:
         """Return whether some record has no trial; raises `TuningError` if the trial of its number is another."""
@@ -217,12 +216,13 @@ class SharedStudy:
         self._study.sampler = self._tpe if values is None else self._given
         self._given.values = values or {}
         trial = self._study.ask()
-        found = {name: int(trial.suggest_categorical(name, allowed)) for name, allowed in self.axes.items()}
-        trial.set_user_attr(CLAIM, self.owner)
-        if self._is_first(trial.number, found):
-            return Claim(number=trial.number, values=found)
-        trial.set_user_attr(VOID, "another trial has this schedule")
-        self._study.tell(trial.number, state=TrialState.FAIL)
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # SQLite may give two what was enqueued
+            found = {name: int(trial.suggest_categorical(name, allowed)) for name, allowed in self.axes.items()}
+            trial.set_user_attr(CLAIM, self.owner)
+            if self._is_first(trial.number, found):
+                return Claim(number=trial.number, values=found)
+            trial.set_user_attr(VOID, "another trial has this schedule")
+            self._study.tell(trial.number, state=TrialState.FAIL)
         return None
 
     def keep(self, record: Record) -> None:

@@ -1,6 +1,7 @@
 """Which candidate of a run's records is worth a row of `schedules/`, and why it is or is not.
 
-The default stays unless it is beaten for certain. Measured: by more than 2 %, in the final round and beyond the spread.
+The default stays unless it is beaten for certain. Measured: by more than 2 %, in the last final round and beyond its
+spread: in three of four turns, or where a record does not say what turns were like, in quartiles of either time.
 Static: by more than 5 % in the time predicted for code that was compiled and does not spill, since a model is less
 sure than a clock.
 """
@@ -21,6 +22,7 @@ from .space import default_schedule
 
 BEATS = {"measured": 1.02, "static": 1.05}  # the default's time over the candidate's
 MEASURED_LEAST_SAMPLES = 3
+WITHIN_SPREAD = "times as fast as the default, which is within the spread of both"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +38,8 @@ class Verdict:
     """What a run says of a desc: the `winner`, None where the default stays; `reason` says why.
 
     `gain` is the default's time over the winner's, infinite where the default does not compile. `decided` is False for
-    a run that came to no end, which says nothing against an earlier one. `refused` are candidates that would have won
-    and are not legal, with the reason.
+    a run that says nothing against an earlier one: it came to no end, or its best is within the spread. `refused` are
+    candidates that would have won and are not legal, with the reason.
     """
 
     winner: Numbered | None
@@ -66,7 +68,8 @@ def verdict(desc: KernelDesc, target: Target, records: Iterable[Numbered]) -> Ve
         else:
             said = f"{gain:.2f} times as fast as the default, {numbered.record.judge}"
             return Verdict(winner=numbered, reason=said, gain=gain, refused=tuple(refused))
-    return Verdict(winner=None, reason=doubts[0] if doubts else "no candidate is fit", refused=tuple(refused))
+    reason = doubts[0] if doubts else "no candidate is fit"
+    return Verdict(winner=None, reason=reason, decided=not reason.endswith(WITHIN_SPREAD), refused=tuple(refused))
 
 
 def illegal(values: Mapping[str, Any], desc: KernelDesc, target: Target) -> str | None:
@@ -89,23 +92,24 @@ Ranked = list[tuple[Numbered, float, str]]  # a candidate, its gain, and what sp
 
 def _measured(desc: KernelDesc, target: Target, found: list[Numbered]) -> Ranked | None:
     """Rank the finalists by measured time."""
-    finals = [n for n in found if n.record.stage == "final" and n.record.status == "ok" and n.record.measured]
+    last = {tuple(sorted(n.record.schedule.items())): n for n in found if n.record.stage == "final"}
+    finals = [n for n in last.values() if n.record.status == "ok" and n.record.measured]
     if not finals:
         return None
     ranked: Ranked = []
     for numbered in sorted(finals, key=lambda n: _order(n, n.record.measured.median if n.record.measured else 0.0)):
-        measured, default = numbered.record.measured, numbered.record.default
+        measured, default, by_turn = numbered.record.measured, numbered.record.default, numbered.record.gain
         assert measured is not None
         if default is None:
             ranked.append((numbered, 1.0, "the default was not timed beside it"))
             continue
-        gain, doubt = default.median / measured.median, ""
+        gain, doubt = numbered.record.speedup or 1.0, ""
         if gain <= BEATS["measured"]:
             doubt = f"the best is {gain:.3f} times as fast as the default: not beyond {BEATS['measured']}"
         elif min(measured.samples, default.samples) < MEASURED_LEAST_SAMPLES:
             doubt = f"{min(measured.samples, default.samples)} samples are less than {MEASURED_LEAST_SAMPLES}"
-        elif measured.high >= default.low:
-            doubt = f"{gain:.3f} times as fast as the default, which is within the spread of both"
+        elif by_turn.low <= 1.0 if by_turn is not None else measured.high >= default.low:
+            doubt = f"{gain:.3f} {WITHIN_SPREAD}"
         ranked.append((numbered, gain, doubt))
     return ranked
 

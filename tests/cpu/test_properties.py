@@ -12,17 +12,28 @@ from typing import Any
 
 import pytest
 import torch
-from cases import SPEC_KERNELS, SPECS, draw, make_inputs, nsa, nsa_inputs
+from cases import SPEC_KERNELS, SPECS, assert_accurate, draw, make_inputs, nsa, nsa_inputs
 from torch import Tensor
 
-from nsa_codegen import dispatch, functional
+from nsa_codegen import dispatch, functional, reference
 from nsa_codegen.desc import KernelDesc
+from nsa_codegen.index_sets import causal, first, window
 from nsa_codegen.needed import pack_descs
 from nsa_codegen.ops import Sizes
 from nsa_codegen.spec import NSASpec
 from nsa_codegen.target import TARGETS, runs_here
 
-KERNELS = SPEC_KERNELS
+ODD = {"dk": 20, "dv": 36}  # dims that fill no vectors
+SINK = first(5) | window(30)
+
+
+def odd_descs(group: int) -> list[KernelDesc]:
+    """Return two streamed attentions and a gathered one."""
+    streamed = [dispatch.stream_desc(visible.text, "float32", group, **ODD) for visible in (causal(), SINK)]
+    return [*streamed, dispatch.gather_desc("float32", group, **ODD, block=12, n=3, causal=True, source="plain")]
+
+
+KERNELS = [*SPEC_KERNELS, *odd_descs(1), *odd_descs(3)]
 specs = pytest.mark.parametrize("name", SPECS)
 TOKENS = 130
 CUTS = (0, 1, 15, 16, 31, 47, 64, 100, TOKENS - 1)
@@ -165,7 +176,7 @@ def attentions(spec: NSASpec, tokens: int) -> dict[str, Attention]:
 @specs
 @pytest.mark.parametrize("path", ["compressed", "selected", "window"])
 def test_kf07_decoding_with_a_cache_equals_the_row_of_the_full_run(name: str, path: str) -> None:
-    """One query at a time: bit-equal where keys are taken from their beginning or by block.
+    """One query at a time, or a few: bit-equal where keys are taken from their beginning or by block.
 
     The window of a lone query starts at another key than that of its tile, so its sums are cut elsewhere: it agrees to
     rounding.
@@ -173,14 +184,40 @@ def test_kf07_decoding_with_a_cache_equals_the_row_of_the_full_run(name: str, pa
     spec, x = nsa_inputs(name, TOKENS)
     attend = attentions(spec, TOKENS)[path]
     full = attend(x["q"], x["k"], x["v"], 0)
-    for t in (0, 1, 17, 64, 99, TOKENS - 1):
-        row = attend(x["q"][:, t : t + 1], x["k"], x["v"], t)
-        for one, other in zip(row, full, strict=True):
+    for t, count in ((0, 1), (1, 2), (17, 1), (19, 3), (64, 1), (70, 4), (99, 5), (TOKENS - 1, 1)):
+        rows = attend(x["q"][:, t : t + count], x["k"], x["v"], t)
+        for few, other in zip(rows, full, strict=True):
             if path == "window":
-                unit = torch.finfo(one.dtype).eps
-                torch.testing.assert_close(one, other[:, t : t + 1], rtol=4 * unit, atol=16 * unit)
+                unit = torch.finfo(few.dtype).eps
+                torch.testing.assert_close(few, other[:, t : t + count], rtol=4 * unit, atol=16 * unit)
             else:
-                assert torch.equal(one, other[:, t : t + 1]), t
+                assert torch.equal(few, other[:, t : t + count]), (t, count)
+
+
+@pytest.mark.parametrize("group", [1, 3])
+def test_kf07_few_queries_of_dims_that_fill_no_vectors(group: int, kernels: Path) -> None:
+    """Bit-equal to those of a full run; over two ranges, where sums are cut elsewhere, as near to float64."""
+    q, k, v = draw(2, TOKENS, 2 * group, 20, seed=1), draw(2, TOKENS, 2, 20, seed=2), draw(2, TOKENS, 2, 36, seed=3)
+    lists = torch.randint(-1, 11, (2, TOKENS, 2, 3), generator=torch.Generator().manual_seed(5), dtype=torch.int32)
+    streamed, sink, gathered = odd_descs(group)
+
+    def run(t: int, count: int) -> tuple[tuple[Tensor, ...], ...]:
+        given = {"q": q[:, t : t + count].contiguous(), "k": k, "v": v, "q_start": t, "scale": 0.3}
+        listed = lists[:, t : t + count].contiguous()
+        plain, other = (dispatch.run(desc, **given) for desc in (streamed, sink))
+        return (*plain, *dispatch.run(gathered, **given, block_indices=listed)), other
+
+    whole, _ = run(0, TOKENS)
+    eager, exact = (
+        reference.stream_attention(*(x.to(dtype) for x in (q, k, v)), SINK, q_start=0, scale=0.3)
+        for dtype in (torch.float32, torch.float64)
+    )
+    for t in range(0, TOKENS - 7, 7):
+        for count in (1, 2, 4, 7):
+            few, other = run(t, count)
+            assert same(few, tuple(x[:, t : t + count] for x in whole)), (t, count)
+            for got, near, wanted in zip(other, eager, exact, strict=True):
+                assert_accurate(got, near[:, t : t + count], wanted[:, t : t + count], f"{t}, {count}", term=1.0)
 
 
 @specs

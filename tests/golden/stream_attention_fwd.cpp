@@ -11,11 +11,11 @@ static int32_t stream_attention_kernel(float* k, float* lse, float* out, float* 
   int32_t chunk[1];
   int32_t filled[1];
   float q_t[2048];
+  float o_t[2048];
   int32_t lo[64];
   int32_t hi[64];
   float top[64];
   float total[64];
-  float o_t[2048];
   int32_t end[1];
   int32_t begin[1];
   int32_t j0[1];
@@ -33,6 +33,7 @@ static int32_t stream_attention_kernel(float* k, float* lse, float* out, float* 
     int32_t v__1 = tokens - t0[0];
     filled[0] = ((64) < (v__1) ? (64) : (v__1));
     nsa::pack_lanes<nsa::f32, 1>(q_t, 64, (&(q[((((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32)) + (((int64_t)chunk[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 32, filled[0], 32, nsa::log2_units(scale));
+    nsa::fill(o_t, 0.000000e+00f, 2048);
     int32_t filled_1 = filled[0];
     int32_t t0_1 = t0[0];
     for (int32_t lane = 0; lane < 64; ++lane) {
@@ -49,7 +50,6 @@ static int32_t stream_attention_kernel(float* k, float* lse, float* out, float* 
     }
     nsa::fill(top, -INFINITY, 64);
     nsa::fill(total, 0.000000e+00f, 64);
-    nsa::fill(o_t, 0.000000e+00f, 2048);
     end[0] = 0;
     int32_t v__6 = end[0];
     int32_t v__7 = first - 63;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from nsa_codegen.schedule import CpuSchedule, GpuSchedule
 from nsa_codegen.selection import bucket_of, schedules_folder, select
 from nsa_codegen.target import TARGETS
 from nsa_codegen.tuning import records
-from nsa_codegen.tuning.records import logs_folder
+from nsa_codegen.tuning.records import Spread, logs_folder
 from nsa_codegen.tuning.replay import STATIC, changes, replay, verify_rows, write
 from nsa_codegen.tuning.space import default_schedule
 
@@ -122,6 +123,29 @@ def test_the_later_run_counts_and_takes_a_row_away_too(logs: Path) -> None:
     assert replay(logs).decisions[0].log.endswith("/last.jsonl")
 
 
+def test_a_run_that_is_not_sure_says_nothing_against_an_earlier_one(logs: Path) -> None:
+    write_log(logs, "x86_64_v4", record(WINDOW, FAST, measured=0.5), run="quiet")
+    noisy = record(WINDOW, FASTER, measured=0.9, width=0.2, when="2026-11-25T10:00:00+00:00")
+    write_log(logs, "x86_64_v4", noisy, run="noisy")
+    (decision,) = replay(logs).decisions
+    assert decision.log.endswith("/quiet.jsonl") and decision.row is not None
+    sure = record(WINDOW, FASTER, measured=0.9, when="2026-11-26T10:00:00+00:00")
+    write_log(logs, "x86_64_v4", sure, run="noisy")  # its final round again, of which the last one counts
+    (decision,) = replay(logs).decisions
+    assert decision.row is not None and decision.row["schedule"] == FASTER.to_json()
+
+
+@pytest.mark.parametrize(("low", "beaten"), [(1.01, True), (0.99, False)])
+def test_turns_tell_more_than_times(logs: Path, low: float, beaten: bool) -> None:
+    """A clock that changes between turns widens the spread of times, and not that of turns."""
+    noisy = record(WINDOW, FAST, measured=0.9, width=0.3)
+    by_turn = Spread(median=1.1, low=low, high=1.2, samples=9)
+    write_log(logs, "x86_64_v4", dataclasses.replace(noisy, gain=by_turn))
+    (decision,) = replay(logs).decisions
+    assert (decision.row is not None) == beaten
+    assert "1.10 times" in decision.verdict.reason or "within the spread" in decision.verdict.reason
+
+
 def test_what_was_measured_outranks_what_was_compiled_only(logs: Path, schedules: Path) -> None:
     gpu = KernelDesc.of("stream_attention", "bfloat16", visible=window(512), group=16, dk=192, dv=128)
     default = default_schedule(gpu, H100)
@@ -223,6 +247,9 @@ def test_a_row_that_no_log_gives_is_taken_away(logs: Path, schedules: Path) -> N
     assert not stray.exists()
 
 
+WRONG = record(WINDOW, FAST, measured=0.4, status="wrong", stage="search")
+
+
 def edited(row: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return row | changes
 
@@ -240,7 +267,7 @@ def edited(row: dict[str, Any], **changes: Any) -> dict[str, Any]:
     ],
 )
 def test_an_edited_row_is_an_error(logs: Path, schedules: Path, changes: dict[str, Any], said: str) -> None:
-    write_log(logs, "x86_64_v4", record(WINDOW, FAST, measured=0.5), record(WINDOW, FAST, measured=0.4, status="wrong"))
+    write_log(logs, "x86_64_v4", record(WINDOW, FAST, measured=0.5), WRONG)
     write(replay(logs), schedules)
     assert verify_rows(schedules, logs) == []
     (row,) = rows_of(schedules)

@@ -137,6 +137,15 @@ def test_a_run_that_is_done_stays_as_it_is_and_more_trials_add_to_it(tmp_path):
     assert len(judged) == len(set(judged)) == 5
 
 
+def test_a_final_round_that_decides_nothing_is_held_again_by_who_resumes(tmp_path):
+    tools = replace(TOOLS, build=fakes.build_apart, judge=fakes.slow_judge)
+    _, _, first = tune(tmp_path, replace(tools, finals=fakes.unsure_finals), trials=3)
+    assert len(first) == 2
+    _, search, finals = tune(tmp_path, tools, trials=3)
+    assert finals[:2] == first and len(finals) == 4 and len(search) == 3
+    assert len(tune(tmp_path, tools, trials=3)[2]) == 4  # that one did
+
+
 def test_a_lost_log_is_written_again_from_the_study(tmp_path):
     _, search, _ = tune(tmp_path, trials=3)
     (tmp_path / LOG).unlink()

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -109,6 +109,12 @@ def slow_judge(problem: Any, schedule: Any, target: Any, default: Any, seconds: 
 def finals(problem: Any, schedules: Any, target: Any, default: Any, seconds: float) -> tuple[Judged, ...]:
     base = _spread(default.key_tile)
     return tuple(Judged(status="ok", measured=_spread(s.key_tile), default=base) for s in schedules)
+
+
+def unsure_finals(problem: Any, schedules: Any, target: Any, default: Any, seconds: float) -> tuple[Judged, ...]:
+    """A final round whose turns went either way."""
+    either = Spread(median=1.1, low=0.9, high=1.3, samples=9)
+    return tuple(replace(judged, gain=either) for judged in finals(problem, schedules, target, default, seconds))
 
 
 def static(problem: Any, schedule: Any, target: Any, root: Path) -> Judged:

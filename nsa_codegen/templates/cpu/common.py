@@ -8,6 +8,7 @@ import tilelang.language as T
 from ...desc import KernelDesc
 from ...index_sets import Bound
 from ...schedule import Schedule
+from ...target import CpuTarget, Target
 
 NEG_INF = T.float32(float("-inf"))
 
@@ -19,7 +20,8 @@ ELEMENT = {"float32": "nsa::f32", "bfloat16": "nsa::bf16", "float16": "nsa::f16"
 
 # The primitives, each of which may call those before it.
 FEW_LANES = 16  # a tile of so few reads more of its keys than of its queries
-TILE = ("vectors", "elements", "product", "softmax", "lanes", "blocks")
+FEW_ROWS = 4  # that keys and dims are laid in lanes for: of more, laying them in lanes takes less time than it saves
+TILE = ("vectors", "elements", "product", "softmax", "lanes", "few", "blocks")
 
 
 def prelude(max_selected: int = 1) -> str:
@@ -124,6 +126,12 @@ def keys_ahead(dtype: str, x: Any, rows: Any, *index: Any) -> Any:
     return T.call_extern("handle", name, T.address_of(x[(*index, 0)]), _position_stride(x), 0, rows, x.shape[-1], 0, 1)
 
 
+def rows_ahead(dtype: str, x: Any, rows: Any, *index: Any) -> Any:
+    """Return the argument that has primitives of few rows ask for `rows` positions of a head of `x` from `index` on."""
+    name = f"nsa::rows_ahead<{ELEMENT[dtype]}>"
+    return T.call_extern("handle", name, T.address_of(x[(*index, 0)]), _position_stride(x), rows)
+
+
 def lines_at(address: Any, elements: int, *, written: bool = False) -> Any:
     """Return the argument that has a product ask for the memory of so many float32 at `address` while it computes."""
     name = f"nsa::lines<nsa::f32, {'true' if written else 'false'}>"
@@ -149,6 +157,16 @@ def rows_of_tile(tile: Any, group: int, tokens: Any, t0: Any, chunk: Any) -> Any
 def product(lanes: int, schedule: Schedule, start: str) -> str:
     """Return the name of the register-tiled product over `lanes` lanes that starts from `start`."""
     return f"product<{lanes}, {schedule.register_rows}, {schedule.register_vectors}, nsa::{start}>"
+
+
+def is_one_vector(lanes: int, target: Target) -> bool:
+    """Return whether `lanes` lanes are one vector of `target`, as those of calls of few queries are."""
+    return isinstance(target, CpuTarget) and lanes == target.lanes
+
+
+def in_lanes(by_query: bool, lanes: int, filled: Any) -> Any:
+    """Return whether the `filled` rows of a tile lie in its lanes; with `by_query` only if they are many."""
+    return filled > min(lanes // 2, FEW_ROWS) if by_query else True
 
 
 def bound_at(bound: Bound, position: Any, keys: Any) -> Any:

@@ -3,7 +3,7 @@
 One task is a tile of queries of one key/value head. Block by block, the rows (query, head) of those that list it meet
 its keys in one product, so that a block is read once for all of them; scores are kept, keys in the lanes, until a row
 has all of its own. Blocks are read from packed copies, or, when few queries make packing a whole sequence a waste,
-packed one by one.
+packed one by one, or, where few rows list one, as they are.
 """
 
 from typing import Any
@@ -13,9 +13,10 @@ import tilelang.language as T
 from ...desc import KernelDesc
 from ...schedule import Schedule
 from ...target import Target
-from ...tiling import RowTile, padded
+from ...tiling import LANE_QUANTUM, RowTile, padded
 from .common import (
     ELEMENT,
+    FEW_ROWS,
     NEG_INF,
     STORAGE,
     call,
@@ -25,7 +26,10 @@ from .common import (
     members_at,
     prelude,
     product,
+    rows_ahead,
+    rows_at,
     scalar,
+    stage_rows,
     up,
 )
 
@@ -35,6 +39,7 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
     dtype, group, dk, dv = desc.dtype, desc.size("group"), desc.size("dk"), desc.size("dv")
     block, n, causal = desc.size("block"), desc.size("n"), desc.word("reach") == "causal"
     packed, element, storage = desc.word("source") == "packed", ELEMENT[dtype], STORAGE[dtype]
+    converted = dtype != "float32"
     tile, width, columns = RowTile.of(group, schedule.query_lanes), padded(block), padded(dv)
     queries, heads, chunks = tile.queries, tile.heads, tile.chunks
     batch, tokens, keys, kv_heads, blocks, workers = (
@@ -71,12 +76,25 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
             return ()
         return (lines_at(T.address_of(x[b, h, listed[T.min(u + 1, found - 1)], 0, 0]), elements),)
 
+    def unpacked(rows):
+        """Whether so many rows meet a block as it is."""
+        return False if packed or min(dk, dv) < LANE_QUANTUM else rows <= FEW_ROWS
+
+    def length_of(j):
+        """How many keys a block has."""
+        return T.min(block, keys - j * block)
+
+    def following(x, b, h, listed, u, found):
+        """What few rows ask memory for: the block that the next ones read, or nothing."""
+        j = listed[T.min(u + 1, found - 1)]
+        return rows_ahead(dtype, x, T.if_then_else(u + 1 < found, length_of(j), 0), b, j * block, h)
+
     @T.macro
     def stage_keys(k, k_t, b, h, j):
         call(
             f"pack_lanes<{element}, 1>",
             *(k_t.data, width, T.address_of(k[b, j * block, h, 0]), T.int64(kv_heads) * dk, dk),
-            *(T.min(block, keys - j * block), dk, T.float32(1)),
+            *(length_of(j), dk, T.float32(1)),
         )
 
     @T.macro
@@ -84,7 +102,7 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
         call(
             f"up_rows<{element}>",
             *(v_up.data, columns, T.address_of(v[b, j * block, h, 0]), T.int64(kv_heads) * dv),
-            *(T.min(block, keys - j * block), block, dv),
+            *(length_of(j), block, dv),
         )
 
     @T.macro
@@ -151,15 +169,26 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                         j = listed[u]
                         first = begins[u]
                         many = begins[u + 1] - first
-                        if not packed:
-                            stage_keys(k, k_t, b, h, j)
-                        call(
-                            product(width, schedule, "ZERO"),
-                            *(T.address_of(kept[worker, first, 0, 0]), width),
-                            *(members_at("member_rows", rows, q_up, heads, members, first, many), dk, 1),
-                            *(keys_of(k, k_t, b, h, j), many * heads, dk, rows.data),
-                            *next_block(k, b, h, listed, u, found, dk * width),
-                        )
+                        if unpacked(many * heads):
+                            if converted:
+                                stage_rows(dtype, k, k_t, length_of(j), b, j * block, h)
+                            call(
+                                f"score_rows<{dk}>",
+                                *(T.address_of(kept[worker, first, 0, 0]), width),
+                                *(members_at("member_rows", rows, q_up, heads, members, first, many), many * heads),
+                                *(*rows_at(dtype, k, k_t, b, j * block, h)[:2], length_of(j)),
+                                following(k, b, h, listed, u, found),
+                            )
+                        else:
+                            if not packed:
+                                stage_keys(k, k_t, b, h, j)
+                            call(
+                                product(width, schedule, "ZERO"),
+                                *(T.address_of(kept[worker, first, 0, 0]), width),
+                                *(members_at("member_rows", rows, q_up, heads, members, first, many), dk, 1),
+                                *(keys_of(k, k_t, b, h, j), many * heads, dk, rows.data),
+                                *next_block(k, b, h, listed, u, found, dk * width),
+                            )
                         if end_of(t0 + members[first], length, q_start) < j * block + width or block < width:
                             for x in T.serial(many):
                                 seen = T.min(block, end_of(t0 + members[first + x], length, q_start) - j * block)
@@ -181,15 +210,26 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                         first = begins[u]
                         many = begins[u + 1] - first
                         seen = T.min(block, end_of(t0 + members[first + many - 1], length, q_start) - j * block)
-                        if not packed:
-                            stage_values(v, v_up, b, h, j)
-                        call(
-                            product(columns, schedule, "SUM"),
-                            *(members_at("member_sums", rows, o, heads, members, first, many), columns),
-                            *(T.address_of(kept[worker, first, 0, 0]), width, 1),
-                            *(values_of(v, v_up, b, h, j), many * heads, seen, rows.data),
-                            *next_block(v, b, h, listed, u, found, block * columns),
-                        )
+                        if unpacked(many * heads):
+                            if converted:
+                                stage_rows(dtype, v, v_up, seen, b, j * block, h)
+                            call(
+                                f"weigh_rows<{dv}>",
+                                *(members_at("member_sums", rows, o, heads, members, first, many), columns),
+                                *(T.address_of(kept[worker, first, 0, 0]), width, many * heads),
+                                *(*rows_at(dtype, v, v_up, b, j * block, h)[:2], seen),
+                                following(v, b, h, listed, u, found),
+                            )
+                        else:
+                            if not packed:
+                                stage_values(v, v_up, b, h, j)
+                            call(
+                                product(columns, schedule, "SUM"),
+                                *(members_at("member_sums", rows, o, heads, members, first, many), columns),
+                                *(T.address_of(kept[worker, first, 0, 0]), width, 1),
+                                *(values_of(v, v_up, b, h, j), many * heads, seen, rows.data),
+                                *next_block(v, b, h, listed, u, found, block * columns),
+                            )
                         call("add_spare", o.data, rows.data, T.address_of(members[first]), many, heads * columns)
                     store_outputs(out, lse, o, top, total, taken, b, t0, h, chunk)
 

@@ -14,17 +14,21 @@ from ...schedule import Schedule
 from ...target import Target
 from .block_scores import BlockScores, add_scores, invert, keep_sums, list_blocks, load_ends
 from .common import (
+    ELEMENT,
     FEW_LANES,
     NEG_INF,
     STORAGE,
     bound_at,
     call,
     decode_task,
+    in_lanes,
+    is_one_vector,
     keys_ahead,
     lines_of,
     pack_lanes,
     prelude,
     product,
+    rows_ahead,
     rows_at,
     rows_of_tile,
     scalar,
@@ -36,7 +40,7 @@ def get_select_blocks_fwd_kernel(desc: KernelDesc, schedule: Schedule, target: T
     """Return the kernel for `desc` (`method`, `group`, `dk`, `block`, `n`, `initial`, `local`): q, k -> indices."""
     if desc.word("method") == "compressed":
         return compressed_kernel(desc, schedule)
-    return mean_key_kernel(desc, schedule)
+    return mean_key_kernel(desc, schedule, target)
 
 
 def compressed_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
@@ -110,10 +114,11 @@ def compressed_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
     return select_blocks
 
 
-def mean_key_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
+def mean_key_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any:
     """Return the kernel of the seed's selection: `k` holds the float32 means of the complete blocks."""
     dtype, group, dk, block = desc.dtype, desc.size("group"), desc.size("dk"), desc.size("block")
     n, lanes, step = desc.size("n"), schedule.query_lanes, schedule.key_tile
+    by_query = is_one_vector(lanes, target) and dk >= lanes
     batch, tokens, keys, kv_heads, workers, blocks = (
         T.dynamic(x) for x in ("batch", "tokens", "keys", "kv_heads", "workers", "blocks")
     )
@@ -125,6 +130,14 @@ def mean_key_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
         for g in T.serial(1, group):
             pack_lanes(dtype, q_head, q, 1, rows, T.float32(1), b, t0, h, g)
             call("add_row<nsa::f32>", q_t.data, q_head.data, dk * lanes)
+
+    @T.macro
+    def load_rows(q, q_r, rows, b, t0, h):
+        """Lay the tile's queries, summed over the group's heads, side by side, [rows, dk]."""
+        for t in T.serial(rows):
+            call(f"up_row<{ELEMENT[dtype]}>", T.address_of(q_r[t, 0]), T.address_of(q[b, t0 + t, h, 0, 0]), dk)
+            for g in T.serial(1, group):
+                call(f"add_row<{ELEMENT[dtype]}>", T.address_of(q_r[t, 0]), T.address_of(q[b, t0 + t, h, g, 0]), dk)
 
     @T.prim_func
     def select_blocks(
@@ -140,32 +153,46 @@ def mean_key_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
         with T.Kernel(1, prelude=prelude(n)) as _:
             q_t = T.alloc_local((dk, lanes), "float32")
             q_head = T.alloc_local((dk, lanes), "float32")
+            q_r = T.alloc_local((lanes if by_query else 1, dk), "float32")
             ones = T.alloc_local((lanes,), "float32")
             s = T.alloc_local((step, lanes), "float32")
+            s_r = T.alloc_local((lanes if by_query else 1, step), "float32")
             b, h, t0 = (T.alloc_var("int32") for _ in range(3))
             end, j0, rows, filled = (T.alloc_var("int32") for _ in range(4))
             call("fill", ones.data, T.float32(1), lanes)
             for task in T.serial(task_lo, task_hi):
                 b, h, t0, _ = decode_task(task, T.ceildiv(tokens, lanes), kv_heads, 1, lanes)
                 filled = T.min(lanes, tokens - t0)
-                load_queries(q, q_t, q_head, filled, b, t0, h)
+                if in_lanes(by_query, lanes, filled):
+                    load_queries(q, q_t, q_head, filled, b, t0, h)
+                else:
+                    load_rows(q, q_r, filled, b, t0, h)
                 end = T.min(keys, T.truncdiv(q_start + T.min(t0 + lanes, tokens) - 1, block))
                 passes = T.ceildiv(end, step)
                 for i in T.serial(passes):
                     j0 = i * step
                     rows = T.min(step, end - j0)
-                    call(
-                        product(lanes, schedule, "ZERO"),
-                        *(s.data, lanes, *rows_at("float32", k, k, b, j0, h), q_t.data, rows, dk, s.data),
-                        keys_ahead("float32", k, T.min(step, end - j0 - rows), b, j0 + rows, h)
-                        if lanes <= FEW_LANES
-                        else lines_of(dtype, q, group, filled * group, (i, passes), b, t0, h, 0, ahead=True),
-                    )
-                    call(
-                        "unpack_lanes<nsa::f32, 1>",
-                        *(T.address_of(scores[worker, 0, j0]), T.int64(blocks), 0),
-                        *(s.data, lanes, filled, rows, ones.data),
-                    )
+                    if in_lanes(by_query, lanes, filled):
+                        call(
+                            product(lanes, schedule, "ZERO"),
+                            *(s.data, lanes, *rows_at("float32", k, k, b, j0, h), q_t.data, rows, dk, s.data),
+                            keys_ahead("float32", k, T.min(step, end - j0 - rows), b, j0 + rows, h)
+                            if lanes <= FEW_LANES
+                            else lines_of(dtype, q, group, filled * group, (i, passes), b, t0, h, 0, ahead=True),
+                        )
+                        call(
+                            "unpack_lanes<nsa::f32, 1>",
+                            *(T.address_of(scores[worker, 0, j0]), T.int64(blocks), 0),
+                            *(s.data, lanes, filled, rows, ones.data),
+                        )
+                    else:
+                        call(
+                            f"score_rows<{dk}>",
+                            *(s_r.data, step, q_r.data, filled, *rows_at("float32", k, k, b, j0, h)[:2], rows),
+                            rows_ahead("float32", k, T.min(step, end - j0 - rows), b, j0 + rows, h),
+                        )
+                        for t in T.serial(filled):
+                            call("copy", T.address_of(scores[worker, t, j0]), T.address_of(s_r[t, 0]), rows)
                 for t in T.serial(T.min(lanes, tokens - t0)):
                     list_blocks(indices, scores, desc, worker, b, t0 + t, h, t, q_start + t0 + t)
 

@@ -1,7 +1,8 @@
 """Streamed attention, forward: softmax(scale * q . k) v over the ranges of an index set (paper eq. 1-2, 5).
 
 One task is one tile of queries of one key/value head. Queries lie in the lanes, so that scores and outputs are
-held transposed: no transpose of K or V, and no reduction across lanes.
+held transposed: no transpose of K or V, and no reduction across lanes. In a tile of one vector, as calls of few queries
+have, that pays if half of its lanes hold a query; else dims and keys lie in the lanes, query by query.
 """
 
 from typing import Any
@@ -13,18 +14,23 @@ from ...schedule import Schedule
 from ...target import Target
 from ...tiling import RowTile
 from .common import (
+    ELEMENT,
     FEW_LANES,
+    FEW_ROWS,
     NEG_INF,
     STORAGE,
     bound_at,
     call,
     columns_at,
     decode_task,
+    in_lanes,
+    is_one_vector,
     keys_ahead,
     lines_of,
     pack_lanes,
     prelude,
     product,
+    rows_ahead,
     rows_at,
     rows_of_tile,
     scalar,
@@ -41,6 +47,7 @@ def get_stream_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
     tile = RowTile.of(group, schedule.query_lanes)
     lanes, queries, heads, chunks = tile.lanes, tile.queries, tile.heads, tile.chunks
     step, storage, few = schedule.key_tile, STORAGE[dtype], lanes <= FEW_LANES
+    by_query = is_one_vector(lanes, target) and min(dk, dv) >= lanes
     converted = dtype != "float32"
     staged = step if converted else 1  # rows of K and V held as float32; float32 is read in place
     batch, tokens, keys, kv_heads = (T.dynamic(n) for n in ("batch", "tokens", "keys", "kv_heads"))
@@ -55,6 +62,26 @@ def get_stream_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                 if lane < filled:
                     lo[r, lane] = bound_at(span.lo, q_start + t0 + T.truncdiv(lane, heads), keys)
                     hi[r, lane] = bound_at(span.hi, q_start + t0 + T.truncdiv(lane, heads), keys)
+
+    @T.macro
+    def load_rows(q_r, q, filled, b, t0, h, chunk, scale):
+        for r in T.serial(filled):
+            call(
+                f"up_row<{ELEMENT[dtype]}>",
+                T.address_of(q_r[r, 0]),
+                T.address_of(q[b, t0 + T.truncdiv(r, heads), h, chunk * heads + T.truncmod(r, heads), 0]),
+                dk,
+            )
+        call("scale_row", q_r.data, scalar("log2_units", scale), filled * dk)
+
+    @T.macro
+    def store_rows(out, o, total, filled, b, t0, h, chunk):
+        for r in T.serial(filled):
+            call(
+                f"down_rows<{ELEMENT[dtype]}>",
+                T.address_of(out[b, t0 + T.truncdiv(r, heads), h, chunk * heads + T.truncmod(r, heads), 0]),
+                *(T.int64(0), T.address_of(o[r, 0]), dv, 1, dv, total[r]),
+            )
 
     @T.prim_func
     def stream_attention(
@@ -72,6 +99,8 @@ def get_stream_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
             q_t = T.alloc_local((dk, lanes), "float32")
             s = T.alloc_local((step, lanes), "float32")
             o_t = T.alloc_local((dv, lanes), "float32")
+            q_r = T.alloc_local((lanes if by_query else 1, dk), "float32")
+            o = T.alloc_local((lanes if by_query else 1, dv), "float32")
             top = T.alloc_local((lanes,), "float32")
             total = T.alloc_local((lanes,), "float32")
             alpha = T.alloc_local((lanes,), "float32")
@@ -86,11 +115,15 @@ def get_stream_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                 first = q_start + t0
                 last = q_start + T.min(t0 + queries, tokens) - 1
                 filled = rows_of_tile(tile, group, tokens, t0, chunk)
-                pack_lanes(dtype, q_t, q, heads, filled, scalar("log2_units", scale), b, t0, h, chunk * heads)
+                if in_lanes(by_query, lanes, filled):
+                    pack_lanes(dtype, q_t, q, heads, filled, scalar("log2_units", scale), b, t0, h, chunk * heads)
+                    call("fill", o_t.data, T.float32(0), dv * lanes)
+                else:
+                    load_rows(q_r, q, filled, b, t0, h, chunk, scale)
+                    call("fill_rows", o.data, filled, dv)
                 load_bounds(lo, hi, filled, t0, q_start)
                 call("fill", top.data, NEG_INF, lanes)
                 call("fill", total.data, T.float32(0), lanes)
-                call("fill", o_t.data, T.float32(0), dv * lanes)
                 end = 0
                 for span in ranges:
                     begin = T.max(end, bound_at(span.lo, first, keys))
@@ -102,24 +135,38 @@ def get_stream_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                         if converted:
                             stage_rows(dtype, k, k_up, rows, b, j0, h)
                             stage_rows(dtype, v, v_up, rows, b, j0, h)
-                        call(
-                            product(lanes, schedule, "ZERO"),
-                            *(s.data, lanes, *rows_at(dtype, k, k_up, b, j0, h), q_t.data, rows, dk, alpha.data),
-                            keys_ahead(dtype, k, T.min(step, end - j0 - rows), b, j0 + rows, h)
-                            if few
-                            else lines_of(dtype, q, heads, filled, (i, steps), b, t0, h, chunk * heads, ahead=True),
-                        )
-                        if T.Or(j0 < bound_at(span.lo, last, keys), j0 + rows > bound_at(span.hi, first, keys)):
-                            call(f"mask_lanes<{lanes}, {len(ranges)}>", s.data, lo.data, hi.data, j0, rows)
-                        call(f"softmax_step<{lanes}>", s.data, rows, top.data, total.data, alpha.data)
-                        call(
-                            product(lanes, schedule, "RESCALE"),
-                            *(o_t.data, lanes, *columns_at(dtype, v, v_up, b, j0, h), s.data, dv, rows, alpha.data),
-                            keys_ahead(dtype, v, T.min(step, end - j0 - rows), b, j0 + rows, h)
-                            if few
-                            else lines_of(dtype, out, heads, filled, (i, steps), b, t0, h, chunk * heads),
-                        )
+                        if in_lanes(by_query, lanes, filled):
+                            call(
+                                product(lanes, schedule, "ZERO"),
+                                *(s.data, lanes, *rows_at(dtype, k, k_up, b, j0, h), q_t.data, rows, dk, alpha.data),
+                                keys_ahead(dtype, k, T.min(step, end - j0 - rows), b, j0 + rows, h)
+                                if few
+                                else lines_of(dtype, q, heads, filled, (i, steps), b, t0, h, chunk * heads, ahead=True),
+                            )
+                            if T.Or(j0 < bound_at(span.lo, last, keys), j0 + rows > bound_at(span.hi, first, keys)):
+                                call(f"mask_lanes<{lanes}, {len(ranges)}>", s.data, lo.data, hi.data, j0, rows)
+                            call(f"softmax_step<{lanes}>", s.data, rows, top.data, total.data, alpha.data)
+                            call(
+                                product(lanes, schedule, "RESCALE"),
+                                *(o_t.data, lanes, *columns_at(dtype, v, v_up, b, j0, h), s.data, dv, rows, alpha.data),
+                                keys_ahead(dtype, v, T.min(step, end - j0 - rows), b, j0 + rows, h)
+                                if few
+                                else lines_of(dtype, out, heads, filled, (i, steps), b, t0, h, chunk * heads),
+                            )
+                        else:
+                            call(
+                                f"attend_few<{FEW_ROWS}, {lanes}, {len(ranges)}, {step}, {dk}, {dv}, {ELEMENT[dtype]}>",
+                                *(o.data, top.data, total.data, q_r.data, filled),
+                                *rows_at(dtype, k, k_up, b, j0, h)[:2],
+                                *rows_at(dtype, v, v_up, b, j0, h)[:2],
+                                *(j0, rows, lo.data, hi.data),
+                                rows_ahead(dtype, k, T.min(step, end - j0 - rows), b, j0 + rows, h),
+                                rows_ahead(dtype, v, T.min(step, end - j0 - rows), b, j0 + rows, h),
+                            )
                 store_sums(lse, top, total, tile, filled, b, t0, h, chunk)
-                unpack_lanes(dtype, out, o_t, heads, filled, total, b, t0, h, chunk * heads)
+                if in_lanes(by_query, lanes, filled):
+                    unpack_lanes(dtype, out, o_t, heads, filled, total, b, t0, h, chunk * heads)
+                else:
+                    store_rows(out, o, total, filled, b, t0, h, chunk)
 
     return stream_attention
