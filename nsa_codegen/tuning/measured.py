@@ -272,13 +272,11 @@ def _timed(
     names = {default: "default"} | {s: str(s) for s in schedules if s != default}
     contenders = [_contender(name, problem, _load(problem.desc, s, target)) for s, name in names.items()]
     samples = _in_turns(contenders, target, seconds, least=least)
-    base = samples["default"]
+    base = _spread(samples["default"])
     return tuple(
-        Judged(
-            status="ok", measured=_spread(found), default=_spread(base), gain=_spread(ratios(base, found))
-        )
+        Judged(status="ok", measured=_spread(found), default=base, gain=_spread(ratios(samples["default"], found)))
         for found in (samples[names[s]] for s in schedules)
-    )  # fmt: skip
+    )
 
 
 def _in_turns(contenders: list[Contender], target: Target, seconds: float, *, least: int) -> dict[str, list[float]]:

@@ -68,9 +68,9 @@ class Record:
     text is that of candidate `same_as`); `reason` says why it is not ok. `sizes` are the run-time sizes it was judged
     at. `predicted` holds the seconds of the cost model by part, `seconds` in all. `measured` was timed in turns with
     `default`, the default schedule, in one process; `gain` is how many times faster it was turn by turn, which older
-    records do not say. `error` is the worst ratio of an output's error against float64 to
-    that of eager torch in the same type. `resources` is what the manifest says, and the `sha256` of the text. `key` is
-    the short key of the artifact, empty if there is none; `when` is UTC in ISO 8601.
+    records do not say. `error` is the worst ratio of an output's error against float64 to that of eager torch in the
+    same type. `resources` is what the manifest says, and the `sha256` of the text. `key` is the short key of the
+    artifact, empty if there is none; `when` is UTC in ISO 8601.
     """
 
     number: int

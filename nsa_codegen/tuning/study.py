@@ -128,8 +128,8 @@ class SharedStudy:
     def restore(self, records: Sequence[Record], cost: Callable[[Record], float | None]) -> None:
         """Give the study what it lacks of the `records` of its log, by their numbers: its storage was another, or lost.
 
-        `cost` is what each is told. Raises `TuningError` if a record has the number of
-        another trial of the study, or a schedule that is not of the axes.
+        `cost` is what each is told. Raises `TuningError` if a record has the number of another trial of the study, or
+        a schedule that is not of the axes.
         """
         begin = time.monotonic()
         lacks = self._lacks(records)

@@ -91,11 +91,11 @@ Ranked = list[tuple[Numbered, float, str]]  # a candidate, its gain, and what sp
 
 
 def _measured(desc: KernelDesc, target: Target, found: list[Numbered]) -> Ranked | None:
-    """Rank the finalists by measured time."""
-    last = {tuple(sorted(n.record.schedule.items())): n for n in found if n.record.stage == "final"}
-    finals = [n for n in last.values() if n.record.status == "ok" and n.record.measured]
+    """Rank the finalists of the last final round by measured time."""
+    finals = [n for n in found if n.record.stage == "final" and n.record.status == "ok" and n.record.measured]
     if not finals:
         return None
+    finals = [n for n in finals if n.record.default == finals[-1].record.default]  # which a round times once
     ranked: Ranked = []
     for numbered in sorted(finals, key=lambda n: _order(n, n.record.measured.median if n.record.measured else 0.0)):
         measured, default, by_turn = numbered.record.measured, numbered.record.default, numbered.record.gain

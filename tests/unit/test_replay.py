@@ -104,7 +104,8 @@ def test_the_default_stays_unless_it_is_beaten_for_certain(logs: Path, measured:
 
 
 def test_a_finalist_beyond_doubt_wins_over_a_faster_one_within_the_spread(logs: Path) -> None:
-    write_log(logs, "x86_64_v4", record(WINDOW, FASTER, measured=0.7, width=0.4), record(WINDOW, FAST, measured=0.8))
+    unsure, sure = record(WINDOW, FASTER, measured=0.7, width=0.6), record(WINDOW, FAST, measured=0.8)
+    write_log(logs, "x86_64_v4", dataclasses.replace(unsure, default=sure.default), sure)
     (decision,) = replay(logs).decisions
     assert decision.row is not None and decision.row["schedule"] == FAST.to_json()
 

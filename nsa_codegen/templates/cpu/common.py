@@ -17,10 +17,9 @@ NEG_INF = T.float32(float("-inf"))
 STORAGE = {"float32": "float32", "bfloat16": "uint16", "float16": "uint16"}
 ELEMENT = {"float32": "nsa::f32", "bfloat16": "nsa::bf16", "float16": "nsa::f16"}
 
-
-# The primitives, each of which may call those before it.
 FEW_LANES = 16  # a tile of so few reads more of its keys than of its queries
-FEW_ROWS = 4  # that keys and dims are laid in lanes for: of more, laying them in lanes takes less time than it saves
+FEW_ROWS = 4  # for which keys and dims are laid in lanes; more rows are laid there themselves, which takes less time
+# The primitives, each of which may call those before it.
 TILE = ("vectors", "elements", "product", "softmax", "lanes", "few", "blocks")
 
 

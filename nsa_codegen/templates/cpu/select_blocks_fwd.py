@@ -12,6 +12,7 @@ import tilelang.language as T
 from ...desc import KernelDesc
 from ...schedule import Schedule
 from ...target import Target
+from ...tiling import padded
 from .block_scores import BlockScores, add_scores, invert, keep_sums, list_blocks, load_ends
 from .common import (
     ELEMENT,
@@ -117,7 +118,7 @@ def compressed_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
 def mean_key_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any:
     """Return the kernel of the seed's selection: `k` holds the float32 means of the complete blocks."""
     dtype, group, dk, block = desc.dtype, desc.size("group"), desc.size("dk"), desc.size("block")
-    n, lanes, step = desc.size("n"), schedule.query_lanes, schedule.key_tile
+    n, lanes, step, wide = desc.size("n"), schedule.query_lanes, schedule.key_tile, padded(schedule.key_tile)
     by_query = is_one_vector(lanes, target) and dk >= lanes
     batch, tokens, keys, kv_heads, workers, blocks = (
         T.dynamic(x) for x in ("batch", "tokens", "keys", "kv_heads", "workers", "blocks")
@@ -156,7 +157,7 @@ def mean_key_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any
             q_r = T.alloc_local((lanes if by_query else 1, dk), "float32")
             ones = T.alloc_local((lanes,), "float32")
             s = T.alloc_local((step, lanes), "float32")
-            s_r = T.alloc_local((lanes if by_query else 1, step), "float32")
+            s_r = T.alloc_local((lanes if by_query else 1, wide), "float32")
             b, h, t0 = (T.alloc_var("int32") for _ in range(3))
             end, j0, rows, filled = (T.alloc_var("int32") for _ in range(4))
             call("fill", ones.data, T.float32(1), lanes)
@@ -188,7 +189,7 @@ def mean_key_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any
                     else:
                         call(
                             f"score_rows<{dk}>",
-                            *(s_r.data, step, q_r.data, filled, *rows_at("float32", k, k, b, j0, h)[:2], rows),
+                            *(s_r.data, wide, q_r.data, filled, *rows_at("float32", k, k, b, j0, h)[:2], rows),
                             rows_ahead("float32", k, T.min(step, end - j0 - rows), b, j0 + rows, h),
                         )
                         for t in T.serial(filled):
