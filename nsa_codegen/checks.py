@@ -141,6 +141,7 @@ def require_spec(call: str, q: Tensor, k: Tensor, v: Tensor, spec: NSASpec) -> N
 def checked_start(call: str, q_start: int | None, q: Tensor, keys: int) -> int:
     """Return the position of the first query: given, or such that the last query is at the last key."""
     start = keys - q.shape[1] if q_start is None else q_start
+    _require_whole(call, start)
     if keys > MAX_POSITION:
         raise InputError(f"{call}: {keys} keys are given; at most {MAX_POSITION} positions are addressed")
     if start < 0 or start + q.shape[1] > keys:
@@ -153,11 +154,17 @@ def checked_start(call: str, q_start: int | None, q: Tensor, keys: int) -> int:
 
 def require_position(call: str, q_start: int, q: Tensor) -> None:
     """Raise `InputError` unless every query's position is at least 0 and fits 32 bits."""
+    _require_whole(call, q_start)
     if q_start < 0 or q_start + q.shape[1] > MAX_POSITION:
         raise InputError(
             f"{call}: q_start = {q_start} is not allowed with {q.shape[1]} queries; give the first query's position, "
             f"such that all positions are from 0 to {MAX_POSITION}"
         )
+
+
+def _require_whole(call: str, q_start: int) -> None:
+    if isinstance(q_start, float):
+        raise InputError(f"{call}: q_start = {q_start!r} is not allowed; give an integer, the first query's position")
 
 
 def checked_scale(call: str, scale: float | None, q: Tensor) -> float:

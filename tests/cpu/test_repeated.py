@@ -101,6 +101,8 @@ def test_one_call_serves_every_position(kernels: Path, runs: list[Any]) -> None:
     for bad in (-1, 60):
         with pytest.raises(InputError, match=f"1 queries from position {bad} do not fit 60 keys"):
             attend(*values, q_start=bad)
+    with pytest.raises(InputError, match=r"q_start = 7\.0 is not allowed; give an integer"):
+        attend(*values, q_start=7.0)
     assert len(runs) == 9
 
 
