@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..desc import KernelDesc
 from ..errors import ScheduleError
@@ -22,7 +22,6 @@ from .space import default_schedule
 
 BEATS = {"measured": 1.02, "static": 1.05}  # the default's time over the candidate's
 MEASURED_LEAST_SAMPLES = 3
-WITHIN_SPREAD = "times as fast as the default, which is within the spread of both"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,18 +57,21 @@ def verdict(desc: KernelDesc, target: Target, records: Iterable[Numbered]) -> Ve
         return Verdict(
             winner=None, reason="the run came to no end: no finalist was measured, and nothing compiled", decided=False
         )
-    refused, doubts = [], []
-    for numbered, gain, doubt in ranked:
+    refused, doubted = [], []
+    for candidate in ranked:
+        numbered = candidate.numbered
         reason = illegal(numbered.record.schedule, desc, target)
         if reason is not None:
             refused.append(f"line {numbered.line}: {reason}")
-        elif doubt:
-            doubts.append(doubt)
+        elif candidate.doubt:
+            doubted.append(candidate)
         else:
-            said = f"{gain:.2f} times as fast as the default, {numbered.record.judge}"
-            return Verdict(winner=numbered, reason=said, gain=gain, refused=tuple(refused))
-    reason = doubts[0] if doubts else "no candidate is fit"
-    return Verdict(winner=None, reason=reason, decided=not reason.endswith(WITHIN_SPREAD), refused=tuple(refused))
+            said = f"{candidate.gain:.2f} times as fast as the default, {numbered.record.judge}"
+            return Verdict(winner=numbered, reason=said, gain=candidate.gain, refused=tuple(refused))
+    if not doubted:
+        return Verdict(winner=None, reason="no candidate is fit", refused=tuple(refused))
+    best = doubted[0]
+    return Verdict(winner=None, reason=best.doubt, decided=not best.within_spread, refused=tuple(refused))
 
 
 def illegal(values: Mapping[str, Any], desc: KernelDesc, target: Target) -> str | None:
@@ -87,34 +89,42 @@ def schedule_text(values: Mapping[str, int], target: Target) -> str:
     return " ".join(f"{n}={values[n]}" for n in sorted(values, key=lambda n: names.index(n) if n in names else -1))
 
 
-Ranked = list[tuple[Numbered, float, str]]  # a candidate, its gain, and what speaks against a row, or ""
+class _Candidate(NamedTuple):
+    """A candidate, its gain, what speaks against a row, or "", and whether that is the spread of its times alone."""
+
+    numbered: Numbered
+    gain: float
+    doubt: str = ""
+    within_spread: bool = False
 
 
-def _measured(desc: KernelDesc, target: Target, found: list[Numbered]) -> Ranked | None:
+def _measured(desc: KernelDesc, target: Target, found: list[Numbered]) -> list[_Candidate] | None:
     """Rank the finalists of the last final round by measured time."""
     finals = [n for n in found if n.record.stage == "final" and n.record.status == "ok" and n.record.measured]
     if not finals:
         return None
     finals = [n for n in finals if n.record.default == finals[-1].record.default]  # which a round times once
-    ranked: Ranked = []
+    ranked: list[_Candidate] = []
     for numbered in sorted(finals, key=lambda n: _order(n, n.record.measured.median if n.record.measured else 0.0)):
         measured, default, by_turn = numbered.record.measured, numbered.record.default, numbered.record.gain
         assert measured is not None
         if default is None:
-            ranked.append((numbered, 1.0, "the default was not timed beside it"))
+            ranked.append(_Candidate(numbered, 1.0, "the default was not timed beside it"))
             continue
-        gain, doubt = numbered.record.speedup or 1.0, ""
+        gain, doubt, within_spread = numbered.record.speedup, "", False
+        assert gain is not None
         if gain <= BEATS["measured"]:
             doubt = f"the best is {gain:.3f} times as fast as the default: not beyond {BEATS['measured']}"
         elif min(measured.samples, default.samples) < MEASURED_LEAST_SAMPLES:
             doubt = f"{min(measured.samples, default.samples)} samples are less than {MEASURED_LEAST_SAMPLES}"
         elif by_turn.low <= 1.0 if by_turn is not None else measured.high >= default.low:
-            doubt = f"{gain:.3f} {WITHIN_SPREAD}"
-        ranked.append((numbered, gain, doubt))
+            doubt = f"{gain:.3f} times as fast as the default, which is within the spread of both"
+            within_spread = True
+        ranked.append(_Candidate(numbered, gain, doubt, within_spread))
     return ranked
 
 
-def _static(desc: KernelDesc, target: Target, found: list[Numbered]) -> Ranked | None:
+def _static(desc: KernelDesc, target: Target, found: list[Numbered]) -> list[_Candidate] | None:
     """Rank what was compiled and does not spill by predicted time."""
     compiled = [
         n for n in found if n.record.status == "ok" and n.record.predicted and "registers" in (n.record.resources or {})
@@ -124,7 +134,7 @@ def _static(desc: KernelDesc, target: Target, found: list[Numbered]) -> Ranked |
     default = default_schedule(desc, target).to_json()
     base = next((n for n in compiled if dict(n.record.schedule) == default), None)
     fails = any(n.record.status == "failed" and dict(n.record.schedule) == default for n in found)
-    ranked: Ranked = []
+    ranked: list[_Candidate] = []
     for numbered in sorted(compiled, key=lambda n: _order(n, _seconds(n))):
         if _spills(numbered):
             continue
@@ -134,7 +144,7 @@ def _static(desc: KernelDesc, target: Target, found: list[Numbered]) -> Ranked |
             doubt = "the default was not compiled, so that nothing is known to beat it"
         elif gain <= BEATS["static"]:
             doubt = f"the best is predicted {gain:.3f} times as fast as the default: not beyond {BEATS['static']}"
-        ranked.append((numbered, gain, doubt))
+        ranked.append(_Candidate(numbered, gain, doubt))
     return ranked
 
 
