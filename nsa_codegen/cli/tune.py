@@ -186,7 +186,8 @@ def _headline(found: Found) -> str:
     if best is None or best.seconds is None:
         return text
     gain = found.gain
-    return f"{text} best {best.seconds * 1e3:.3g} ms" + ("" if gain is None else f" ({gain:.2f}x the default)")
+    beside = "" if gain is None else f" ({gain:.2f}x the default{', which stays' if gain < 1 else ''})"
+    return f"{text} best {best.seconds * 1e3:.3g} ms{beside}"
 
 
 def _row(found: Found) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from .problems import Problem
 from .records import DEVICE_FACTS, Judged, Meta, Record, append, log_path, read_log, write_meta
 from .space import Space
 from .study import Claim, SharedStudy
-from .winners import Numbered, verdict
+from .winners import Numbered, Verdict, final_rounds, verdict
 
 if TYPE_CHECKING:
     from .search import Tuner
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _MOST_PROPOSALS = 10  # of the sampler that are taken or illegal, before an untried schedule is drawn
 _PREDICTED_FIRST = 4  # one trial in so many is what the cost model says is best; the sampler goes on from there
 _PREDICTED_LEAST = 10  # at the least, since from fewer TPE draws at random
+_ALONE = 2  # final rounds of a winner by itself
 _RETRY: tuple[Claim, ...] = ()
 
 
@@ -34,9 +35,11 @@ def study_name(meta: Meta, desc: KernelDesc) -> str:
 
 
 def planned(problem: Problem, options: Options) -> int:
-    """Return how many candidates of a kernel are judged, the default among them."""
-    legal = len(Space.of(problem.desc, options.target).legal)
-    return min(options.compiled + 1 if options.meta.judge == "static" else options.trials, legal)
+    """Return how many candidates of a kernel are judged, with the default, and to be measured with the shipped one."""
+    space = Space.of(problem.desc, options.target)
+    if options.meta.judge == "static":
+        return min(options.compiled + 1, len(space.legal))
+    return min(options.trials + (space.shipped is not None), len(space.legal))
 
 
 class KernelSearch:
@@ -66,6 +69,8 @@ class KernelSearch:
         self._order = self._predicted_order()
         self.settle()
         self.study.enqueue(self._space.default.to_json())
+        if not self._is_static and self._space.shipped is not None:
+            self.study.enqueue(self._space.shipped.to_json())
 
     @property
     def found(self) -> Found:
@@ -119,16 +124,24 @@ class KernelSearch:
     def finish(self) -> None:
         """Measure the best once more beside the default, in a new process, unless another tuner does or has.
 
-        A round that the log had before, and that decided nothing, is made again.
+        A round that the log had before, and that decided nothing, is held again. What wins is held to the default twice
+        more, each time by itself in a process of its own: the best of several is in part the luckiest, and where memory
+        lies differs from process to process.
         """
-        records, finals = self.study.records(), self._finals
-        ended = max((f.when for f in finals), default="") > max(r.when for r in records)
-        if ended and self._is_decided():
-            return  # the log has the final round of these
-        if not self.study.first_to(f"final round of {_counted(records)}" + f", after {len(finals)}" * ended):
-            self._finals = self._logged_finals()
+        records = self.study.records()
+        ended = max((f.when for f in self._finals), default="") > max(r.when for r in records)
+        if not (ended and self._verdict().decided) and not self._hold_round(self._finalists(records)):
             return
-        chosen = self._finalists(records)
+        while (winner := self._verdict().winner) is not None and not self._is_confirmed():
+            if not self._hold_round((winner.record,)):
+                return
+
+    def _hold_round(self, chosen: tuple[Record, ...]) -> bool:
+        """Measure the chosen beside the default and log it; False if that failed, or if another tuner does or has."""
+        count, before = _counted(self.study.records()), len(self._finals)
+        if not self.study.first_to(f"final round of {count}" + f", after {before}" * (before > 0)):
+            self._finals = self._logged_finals()
+            return False
         schedules = tuple(self._schedule(r.schedule) for r in chosen)
         outcome = self._tuner.measure(
             self._problem, self._space.default, self._tuner.tools.finals, schedules, self._options.final_seconds,
@@ -144,11 +157,17 @@ class KernelSearch:
             append(self._log, kept)
             self._finals.append(kept)
         self.study.done_with()
+        return outcome.status == "ok"
 
-    def _is_decided(self) -> bool:
-        """Return whether the final rounds of the log tell whether the default is beaten."""
+    def _is_confirmed(self) -> bool:
+        """Return whether the last rounds were of one candidate by itself."""
+        alone = [found[0].schedule for found in final_rounds(self._finals)[-_ALONE:] if len(found) == 1]
+        return len(alone) == _ALONE and all(schedule == alone[0] for schedule in alone)
+
+    def _verdict(self) -> Verdict:
+        """Return what the final rounds of the log say."""
         numbered = [Numbered(line=0, record=record) for record in self._finals]
-        return verdict(self._desc, self._options.target, numbered).decided
+        return verdict(self._desc, self._options.target, numbered)
 
     @property
     def _is_static(self) -> bool:
@@ -242,10 +261,12 @@ class KernelSearch:
         return {str(r.resources["code"]): r for r in reversed(judged) if r.resources and "code" in r.resources}
 
     def _finalists(self, records: tuple[Record, ...]) -> tuple[Record, ...]:
-        """Return the best candidates that differ from the default; if there are none, the default itself."""
+        """Return the best candidates that differ from the default, and the shipped one; or else the default itself."""
         default = [r for r in records if dict(r.schedule) == self._space.default.to_json()]
         ranked = [r for r in ranked_records(records) if r not in default]
-        return (*ranked[: self._options.finalists],) or tuple(r for r in default if r.status == "ok")
+        best, rest = ranked[: self._options.finalists], ranked[self._options.finalists :]
+        shipped = [r for r in rest if self._schedule(r.schedule) == self._space.shipped]
+        return (*best, *shipped) or tuple(r for r in default if r.status == "ok")
 
     def _predicted_order(self) -> list[Schedule]:
         """Return the legal schedules, the best predicted first."""

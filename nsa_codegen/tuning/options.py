@@ -15,6 +15,7 @@ from .problems import Problem
 from .records import Judged, Meta, Record
 from .space import Space
 from .static import judge_static
+from .winners import final_rounds
 
 FINAL_SECONDS = 5.0
 
@@ -73,8 +74,8 @@ class Found:
 
     @property
     def best(self) -> Record | None:
-        """The best of the final round, else of the search."""
-        ranked = ranked_records(self.finals) or ranked_records(self.records)
+        """The best of the last final round, else of the search."""
+        ranked = ranked_records((final_rounds(self.finals) or [()])[-1]) or ranked_records(self.records)
         return ranked[0] if ranked else None
 
     @property

@@ -27,6 +27,7 @@ _CPU_SIZES = {"seed": (16, 256), "paper": (1, 4096)}
 _GPU_SIZES = {"seed": (16, 256), "paper": (1, 16384)}
 _CPU_HEADS, _GPU_HEADS = 16, 64
 _CHECKED_TOKENS, _CHECKED_KEYS = 70, 700
+_CHECKED_ROWS = 4  # of one batch row's draw the greatest error of eager torch, which bounds ours, can be small by luck
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ def _problems(
         timed = _sizes(program, desc, forward, batch=batch, tokens=queries, keys=tokens, kv_heads=kv_heads)
         keys = max(_CHECKED_KEYS, (dims.get("n", 0) + 3) * dims.get("block", 0) + 5)  # more blocks than are listed
         ragged = _sizes(program, desc, forward, batch=2, tokens=33, keys=33, kv_heads=2)
-        late = _sizes(program, desc, forward, batch=1, tokens=_CHECKED_TOKENS, keys=keys, kv_heads=2)
+        late = _sizes(program, desc, forward, batch=_CHECKED_ROWS, tokens=_CHECKED_TOKENS, keys=keys, kv_heads=2)
         yield Problem(desc=desc, forward=forward, sizes=timed, checks=(ragged, late))
 
 

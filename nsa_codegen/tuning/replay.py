@@ -62,7 +62,8 @@ def replay(logs: Path) -> Replayed:
     """Return the rows that the logs under `logs` give; reads only.
 
     Of the runs of a desc on an architecture, a measured one outranks one that was compiled only, and then the latest
-    counts: that whose last record of the desc is the newest. A run that came to no end counts for nothing.
+    counts: that whose last record of the desc is the newest. A run that came to no end, or decided nothing, leaves
+    the one before, but not a winner that it found no faster than the default.
     """
     refused: list[str] = []
     found = [log for path in sorted(logs.glob("*/*/*.jsonl")) if (log := read_lines(path, logs, refused)) is not None]
@@ -176,10 +177,15 @@ def _decisions(found: list[ReadLog], refused: list[str]) -> Iterator[Decision | 
         for text, records in runs.items():
             by_desc.setdefault((log.arch, text), []).append((log, records))
     for (arch, _), runs_of_desc in sorted(by_desc.items()):
-        decision = None
+        decision, beaten = None, list[Mapping[str, int]]()
         for log, records in sorted(runs_of_desc, key=lambda run: _rank(*run), reverse=True):
-            decision = _decision(arch, log, records, refused)
-            if decision is not None and decision.verdict.decided:
+            earlier = _decision(arch, log, records, refused)
+            if earlier is None:
+                continue
+            if earlier.verdict.winner is not None and earlier.verdict.winner.record.schedule in beaten:
+                break  # the default stays: what that run had overruled is no better known
+            decision, beaten = earlier, [*beaten, *earlier.verdict.beaten]
+            if decision.verdict.decided:
                 break
         yield decision
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..desc import KernelDesc
+from ..errors import ScheduleError
 from ..schedule import Schedule, ScheduleSpace, schedule_class
 from ..selection import FALLBACK, schedules_folder, select
 from ..target import Target
@@ -24,7 +26,8 @@ class Space:
     """The schedules of `desc` on `target`.
 
     `axes` are the values of each field, `raw` the number of their combinations, `legal` those that `check` lets pass,
-    and `refused` how many it refuses by kind of reason. `default` is the schedule of a desc that was never tuned.
+    and `refused` how many it refuses by kind of reason. `default` is the schedule of a desc that was never tuned, and
+    `shipped` that of its tuned row, None without one.
     """
 
     desc: KernelDesc
@@ -34,11 +37,12 @@ class Space:
     legal: tuple[Schedule, ...]
     refused: Mapping[str, int]
     default: Schedule
+    shipped: Schedule | None = None
 
     @classmethod
     def of(cls, desc: KernelDesc, target: Target) -> Space:
         """Return the space; raises `ScheduleError` if no schedule of the fallback file is legal."""
-        default = default_schedule(desc, target)
+        default, tuned = default_schedule(desc, target), _tuned(desc, target)
         axes = ScheduleSpace.axes(desc, target, default)
         legal, refused = [], Counter[str]()
         for schedule in _combinations(axes, target):
@@ -49,8 +53,9 @@ class Space:
                 refused[reason_kind(reason)] += 1
         raw = len(legal) + refused.total()
         return cls(
-            desc=desc, target=target, axes=axes, raw=raw, legal=tuple(legal), refused=dict(refused), default=default
-        )
+            desc=desc, target=target, axes=axes, raw=raw, legal=tuple(legal), refused=dict(refused), default=default,
+            shipped=tuned if tuned in legal and tuned != default else None,
+        )  # fmt: skip
 
     def schedule(self, values: Mapping[str, int]) -> Schedule:
         """Return the schedule with these values of the axes."""
@@ -72,6 +77,13 @@ def default_schedule(desc: KernelDesc, target: Target) -> Schedule:
     with tempfile.TemporaryDirectory() as folder:
         shutil.copyfile(schedules_folder() / FALLBACK, Path(folder) / FALLBACK)
         return select(desc, target, folder=Path(folder)).schedule
+
+
+def _tuned(desc: KernelDesc, target: Target) -> Schedule | None:
+    """Return the schedule that `schedules/` gives; None if its row can't be read or is not legal."""
+    with contextlib.suppress(ScheduleError):
+        return select(desc, target).schedule
+    return None
 
 
 def _combinations(axes: Mapping[str, tuple[int, ...]], target: Target) -> Iterator[Schedule]:

@@ -8,6 +8,7 @@ sure than a clock.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -37,14 +38,16 @@ class Verdict:
     """What a run says of a desc: the `winner`, None where the default stays; `reason` says why.
 
     `gain` is the default's time over the winner's, infinite where the default does not compile. `decided` is False for
-    a run that says nothing against an earlier one: it came to no end, or its best is within the spread. `refused` are
-    candidates that would have won and are not legal, with the reason.
+    a run that says nothing against an earlier one: it came to no end, or its best is within the spread. But the
+    schedules `beaten`, which it held to the default and found no faster, it speaks against. `refused` are candidates
+    that would have won and are not legal, with the reason.
     """
 
     winner: Numbered | None
     reason: str
     gain: float = 1.0
     decided: bool = True
+    beaten: tuple[Mapping[str, int], ...] = ()
     refused: tuple[str, ...] = ()
 
 
@@ -71,7 +74,16 @@ def verdict(desc: KernelDesc, target: Target, records: Iterable[Numbered]) -> Ve
     if not doubted:
         return Verdict(winner=None, reason="no candidate is fit", refused=tuple(refused))
     best = doubted[0]
-    return Verdict(winner=None, reason=best.doubt, decided=not best.within_spread, refused=tuple(refused))
+    return Verdict(
+        winner=None, reason=best.doubt, decided=not best.within_spread, beaten=_beaten(found), refused=tuple(refused)
+    )
+
+
+def _beaten(found: Iterable[Numbered]) -> tuple[Mapping[str, int], ...]:
+    """Return the schedules that were no faster than the default in the last final round that they were in."""
+    rounds = final_rounds(n.record for n in found)
+    gains = {tuple(sorted(r.schedule.items())): r.speedup for of_round in rounds for r in of_round}
+    return tuple(dict(schedule) for schedule, gain in gains.items() if gain is not None and gain <= 1)
 
 
 def illegal(values: Mapping[str, Any], desc: KernelDesc, target: Target) -> str | None:
@@ -98,12 +110,18 @@ class _Candidate(NamedTuple):
     within_spread: bool = False
 
 
+def final_rounds(records: Iterable[Record]) -> list[tuple[Record, ...]]:
+    """Return the measured finalists of each final round, the last one last."""
+    finals = [r for r in records if r.stage == "final" and r.status == "ok" and r.measured]
+    return [tuple(of_round) for _, of_round in itertools.groupby(finals, lambda r: r.default)]  # which is timed once
+
+
 def _measured(desc: KernelDesc, target: Target, found: list[Numbered]) -> list[_Candidate] | None:
     """Rank the finalists of the last final round by measured time."""
-    finals = [n for n in found if n.record.stage == "final" and n.record.status == "ok" and n.record.measured]
-    if not finals:
+    rounds = final_rounds(n.record for n in found)
+    if not rounds:
         return None
-    finals = [n for n in finals if n.record.default == finals[-1].record.default]  # which a round times once
+    finals = [n for n in found if n.record in rounds[-1]]
     ranked: list[_Candidate] = []
     for numbered in sorted(finals, key=lambda n: _order(n, n.record.measured.median if n.record.measured else 0.0)):
         measured, default, by_turn = numbered.record.measured, numbered.record.default, numbered.record.gain

@@ -136,6 +136,20 @@ def test_a_run_that_is_not_sure_says_nothing_against_an_earlier_one(logs: Path) 
     assert decision.row is not None and decision.row["schedule"] == FASTER.to_json()
 
 
+def test_a_run_that_is_not_sure_takes_away_what_it_found_no_faster(logs: Path) -> None:
+    """An earlier winner that is held to the default again, as kernels or machines change; nor is one before it back."""
+    write_log(logs, "x86_64_v4", record(WINDOW, FAST, measured=0.5, when="2026-11-23T10:00:00+00:00"), run="first")
+    write_log(logs, "x86_64_v4", record(WINDOW, FASTER, measured=0.5), run="second")
+    noisy = record(WINDOW, FAST, measured=0.9, width=0.2, when="2026-11-25T10:00:00+00:00")
+    write_log(logs, "x86_64_v4", noisy, run="third")
+    (decision,) = replay(logs).decisions
+    assert decision.log.endswith("/second.jsonl") and decision.row is not None
+    slower = record(WINDOW, FASTER, measured=1.1, width=0.2, when="2026-11-25T10:00:01+00:00")
+    write_log(logs, "x86_64_v4", slower, run="third")
+    write_log(logs, "x86_64_v4", dataclasses.replace(noisy, when="2026-11-25T10:00:02+00:00", error=1.0), run="third")
+    assert replay(logs).files == {}
+
+
 @pytest.mark.parametrize(("low", "beaten"), [(1.01, True), (0.99, False)])
 def test_turns_tell_more_than_times(logs: Path, low: float, beaten: bool) -> None:
     """A clock that changes between turns widens the spread of times, and not that of turns."""

@@ -1,6 +1,7 @@
 """The search, with stand-ins for building and measuring: every candidate a record, whatever it does; shared studies."""
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from nsa_codegen.tuning import kernel_search
 from nsa_codegen.tuning.options import Tools
 from nsa_codegen.tuning.records import Judged, append, log_path, read_log
 from nsa_codegen.tuning.search import Tuner, require_new_run
+from nsa_codegen.tuning.winners import Numbered, verdict
 
 TOOLS = Tools(
     build=fakes.build, prepare=fakes.nothing, judge=fakes.judge, finals=fakes.finals, static=fakes.static,
@@ -77,7 +79,7 @@ def test_whatever_a_candidate_does_is_a_record_and_the_search_goes_on(tmp_path):
     assert search[64, 32].same_as == 0 and search[64, 32].measured is None
     ok = search[64, 8]
     assert ok.speedup == 8.0 and ok.error == 1.0 and ok.key and ok.resources["sha256"] and ok.predicted["seconds"] > 0
-    assert [r.schedule["key_tile"] for r in finals] == [8, 16, 16, 32] and all(r.speedup for r in finals)
+    assert [r.schedule["key_tile"] for r in finals] == [8, 16, 16, 32, 8, 8] and all(r.speedup for r in finals)
     assert found.default == search[64, 64] and found.finals == tuple(finals)
 
 
@@ -132,7 +134,7 @@ def test_a_run_that_is_done_stays_as_it_is_and_more_trials_add_to_it(tmp_path):
     tune(tmp_path, tools, trials=3)
     assert (tmp_path / LOG).read_text() == text
     _, search, finals = tune(tmp_path, tools, trials=5)
-    assert len(search) == 5 and (tmp_path / LOG).read_text().startswith(text) and len(finals) == 2 + 4
+    assert len(search) == 5 and (tmp_path / LOG).read_text().startswith(text) and len(finals) == 2 + 2 + 4 + 2
     judged, _ = judged_in(tmp_path)
     assert len(judged) == len(set(judged)) == 5
 
@@ -142,8 +144,35 @@ def test_a_final_round_that_decides_nothing_is_held_again_by_who_resumes(tmp_pat
     _, _, first = tune(tmp_path, replace(tools, finals=fakes.unsure_finals), trials=3)
     assert len(first) == 2
     _, search, finals = tune(tmp_path, tools, trials=3)
-    assert finals[:2] == first and len(finals) == 4 and len(search) == 3
-    assert len(tune(tmp_path, tools, trials=3)[2]) == 4  # that one did
+    assert finals[:2] == first and len(finals) == 2 + 2 + 2 and len(search) == 3
+    assert len(tune(tmp_path, tools, trials=3)[2]) == 6  # that one did
+
+
+def test_what_wins_against_others_is_held_to_the_default_by_itself(tmp_path):
+    tools = replace(TOOLS, build=fakes.build_apart, judge=fakes.slow_judge)
+    found, _, finals = tune(tmp_path, replace(tools, finals=fakes.lucky_finals), trials=4)
+    assert len(finals) == 3 + 1 and finals[3].schedule == finals[0].schedule
+    assert found.gain == 0.99 and found.best == finals[3]
+    numbered = [Numbered(line=i, record=r) for i, r in enumerate(read_log(tmp_path / LOG).records, start=1)]
+    said = verdict(fakes.DESC, fakes.TARGET, numbered)
+    assert said.winner is None and said.decided and said.beaten == (finals[3].schedule,)
+
+
+def test_a_final_round_that_fails_ends_the_search(tmp_path):
+    tools = replace(TOOLS, build=fakes.build_apart, judge=fakes.slow_judge, finals=fakes.finals_of_several)
+    found, _, finals = tune(tmp_path, tools, trials=4)
+    assert [r.status for r in finals] == ["ok"] * 3 + ["failed"] and found.gain is not None
+
+
+def test_the_shipped_schedule_is_judged_and_a_finalist(tmp_path, monkeypatch):
+    """However many are better, and beyond the trials; so that a row that has become slower is found out."""
+    tools = replace(TOOLS, build=fakes.build_apart, judge=fakes.slow_judge)
+    shipped = fakes.CpuSchedule(key_tile=64, query_lanes=32)
+    space = functools.partial(fakes.small_space, shipped=shipped)
+    monkeypatch.setattr(kernel_search.Space, "of", space)
+    _, search, finals = tune(tmp_path, tools, trials=10)
+    assert len(search) == 11 and search[32, 64].number == 1
+    assert shipped.to_json() in [dict(r.schedule) for r in finals] and len(finals) == 4 + 1 + 2
 
 
 def test_a_lost_log_is_written_again_from_the_study(tmp_path):
@@ -267,7 +296,7 @@ def divide_the_work(tmp_path, trials, monkeypatch):
     records = read_log(tmp_path / LOG).records
     search, finals = ([r for r in records if r.stage == s and r.status == "ok"] for s in ("search", "final"))
     assert len(search) == len({tuple(r.schedule.values()) for r in search}) == len({r.number for r in search}) == trials
-    assert len(finals) == len({r.number for r in finals}) == 4, "the final round was not held once"
+    assert len(finals) == 4 + 2 and len({r.number for r in finals}) == 4, "the final round was not held once"
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
@@ -291,7 +320,7 @@ def test_a_tuner_that_is_stopped_keeps_its_records_and_who_resumes_does_the_rest
     _, search, finals = tune(tmp_path, tools)
     after = read_log(tmp_path / LOG)
     assert after.records[: len(before)] == before and after.torn == 0
-    assert len(search) == 12 and {r.status for r in search.values()} == {"ok"} and len(finals) == 4
+    assert len(search) == 12 and {r.status for r in search.values()} == {"ok"} and len(finals) == 4 + 2
     judged, _ = judged_in(tmp_path)
     again = [place for place, times in Counter(judged).items() if times > 1]
     assert len(again) <= 1, "more than the one that was being judged was judged again"

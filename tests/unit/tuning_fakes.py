@@ -28,7 +28,7 @@ TILES, LANES = (8, 16, 32, 64), (16, 32, 64)
 META = Meta(run="r", target=TARGET.name, judge="measured", command="test", environment={"processor": "p", "cores": 2})
 
 
-def small_space(desc: KernelDesc = DESC, target: Any = TARGET) -> Any:
+def small_space(desc: KernelDesc = DESC, target: Any = TARGET, shipped: Any = None) -> Any:
     """Return a space of twelve legal schedules and twelve that are refused; the default is among the legal."""
     from nsa_codegen.tuning.space import Space
 
@@ -37,7 +37,7 @@ def small_space(desc: KernelDesc = DESC, target: Any = TARGET) -> Any:
     legal = [DEFAULT.to_json() | {"key_tile": t, "query_lanes": q} for t in TILES for q in LANES]
     return Space(
         desc=desc, target=target, axes=axes, raw=24, legal=tuple(CpuSchedule.parse(x) for x in legal),
-        refused={"too many registers": 12}, default=DEFAULT,
+        refused={"too many registers": 12}, default=DEFAULT, shipped=shipped,
     )  # fmt: skip
 
 
@@ -107,8 +107,23 @@ def slow_judge(problem: Any, schedule: Any, target: Any, default: Any, seconds: 
 
 
 def finals(problem: Any, schedules: Any, target: Any, default: Any, seconds: float) -> tuple[Judged, ...]:
-    base = _spread(default.key_tile)
+    """A final round, whose time of the default is its own."""
+    base = replace(_spread(default.key_tile), high=99.0 + time.monotonic())
     return tuple(Judged(status="ok", measured=_spread(s.key_tile), default=base) for s in schedules)
+
+
+def finals_of_several(problem: Any, schedules: Any, target: Any, default: Any, seconds: float) -> tuple[Judged, ...]:
+    """A final round that fails if it has one candidate."""
+    if len(schedules) == 1:
+        raise RuntimeError("the kernel returned 7")
+    return finals(problem, schedules, target, default, seconds)
+
+
+def lucky_finals(problem: Any, schedules: Any, target: Any, default: Any, seconds: float) -> tuple[Judged, ...]:
+    """A final round in which one of several is always faster, but no one by itself."""
+    gain = 1.2 if len(schedules) > 1 else 0.99
+    turns = Spread(median=gain, low=gain, high=gain, samples=9)
+    return tuple(replace(judged, gain=turns) for judged in finals(problem, schedules, target, default, seconds))
 
 
 def unsure_finals(problem: Any, schedules: Any, target: Any, default: Any, seconds: float) -> tuple[Judged, ...]:
