@@ -13,6 +13,7 @@ from ..index_sets import RangeSet, causal, complete, everything, first, window
 from ..runs import KEYS_PER_TASK, Runs, keys_passed
 from ..schedule import CpuSchedule, GpuSchedule
 from ..tiling import RowTile, ceil_div, padded
+from ..together import most_together, shared_evenly
 from .base import Call, Extent, ExtentOf, Launch, OpDef, Sizes, Values, Work, draw, element_bytes, scratch
 
 
@@ -56,15 +57,18 @@ def prepare(
 def extent(desc: KernelDesc, schedule: CpuSchedule) -> ExtentOf:
     """Return the extent by sizes: one task per tile of queries, chunk of heads, key/value head and batch row.
 
-    Of the backward: one per run of queries, key/value head and batch row, or per `KEYS_PER_TASK` keys.
+    Where one tile holds all queries of a head, a task has some heads `together`. Of the backward: one per run of
+    queries, key/value head and batch row, or per `KEYS_PER_TASK` keys.
     """
     if desc.direction == "bwd":
         return run_sums_extent(desc, desc.streamed) if desc.word("part") == "sums" else _runs_extent(desc, schedule)
-    tile = RowTile.of(desc.size("group"), schedule.query_lanes)
+    tile, most = RowTile.of(desc.size("group"), schedule.query_lanes), most_together(desc, schedule)
 
     def of(call: Call) -> Extent:
-        tasks = call.batch * call.heads * ceil_div(call.tokens, tile.queries) * tile.chunks
-        return Extent(tasks, call.entry, {})
+        tiles = call.batch * call.heads * ceil_div(call.tokens, tile.queries) * tile.chunks
+        is_one = call.tokens <= tile.queries and tile.chunks == 1
+        together = shared_evenly(tiles, most, call.workers) if is_one and tiles else 1
+        return Extent(ceil_div(tiles, together), {**call.entry, "together": together}, {})
 
     return of
 

@@ -28,9 +28,11 @@ SINK = first(5) | window(30)
 
 
 def odd_descs(group: int) -> list[KernelDesc]:
-    """Return two streamed attentions and a gathered one."""
+    """Return two streamed attentions, a gathered one, and one that scores blocks."""
     streamed = [dispatch.stream_desc(visible.text, "float32", group, **ODD) for visible in (causal(), SINK)]
-    return [*streamed, dispatch.gather_desc("float32", group, **ODD, block=12, n=3, causal=True, source="plain")]
+    gathered = dispatch.gather_desc("float32", group, **ODD, block=12, n=3, causal=True, source="plain")
+    scored = {"method": "compressed", "block": 12, "n": 3, "initial": 1, "local": 1, "kernel": 8, "stride": 4}
+    return [*streamed, gathered, KernelDesc.of("scored_attention", "float32", group=group, **ODD, **scored)]
 
 
 KERNELS = [*SPEC_KERNELS, *odd_descs(1), *odd_descs(3)]
@@ -194,18 +196,23 @@ def test_kf07_decoding_with_a_cache_equals_the_row_of_the_full_run(name: str, pa
                 assert torch.equal(few, other[:, t : t + count]), (t, count)
 
 
-@pytest.mark.parametrize("group", [1, 3])
-def test_kf07_few_queries_of_dims_that_fill_no_vectors(group: int, kernels: Path) -> None:
-    """Bit-equal to those of a full run; over two ranges, where sums are cut elsewhere, as near to float64."""
-    q, k, v = draw(2, TOKENS, 2 * group, 20, seed=1), draw(2, TOKENS, 2, 20, seed=2), draw(2, TOKENS, 2, 36, seed=3)
-    lists = torch.randint(-1, 11, (2, TOKENS, 2, 3), generator=torch.Generator().manual_seed(5), dtype=torch.int32)
-    streamed, sink, gathered = odd_descs(group)
+@pytest.mark.parametrize(("group", "kv_heads"), [(1, 9), (3, 2)])
+def test_kf07_few_queries_of_dims_that_fill_no_vectors(group: int, kv_heads: int, kernels: Path) -> None:
+    """Bit-equal to those of a full run; over two ranges, where sums are cut elsewhere, as near to float64.
+
+    With nine heads in each of two batch rows some pass over their keys together, also of both rows.
+    """
+    heads = group * kv_heads
+    q, k, v = (draw(2, TOKENS, n, d, seed=i) for i, (n, d) in enumerate(((heads, 20), (kv_heads, 20), (kv_heads, 36))))
+    lists = torch.randint(-1, 11, (2, TOKENS, kv_heads, 3), generator=torch.Generator().manual_seed(5)).int()
+    streamed, sink, gathered, scored = odd_descs(group)
 
     def run(t: int, count: int) -> tuple[tuple[Tensor, ...], ...]:
         given = {"q": q[:, t : t + count].contiguous(), "k": k, "v": v, "q_start": t, "scale": 0.3}
         listed = lists[:, t : t + count].contiguous()
         plain, other = (dispatch.run(desc, **given) for desc in (streamed, sink))
-        return (*plain, *dispatch.run(gathered, **given, block_indices=listed)), other
+        by_block = dispatch.run(gathered, **given, block_indices=listed)
+        return (*plain, *by_block, *dispatch.run(scored, **given)), other
 
     whole, _ = run(0, TOKENS)
     eager, exact = (

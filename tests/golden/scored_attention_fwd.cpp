@@ -11,11 +11,11 @@ static int32_t scored_attention_kernel(int32_t* indices, float* k, float* lse, f
   int32_t end[1];
   int32_t filled[1];
   float q_t[2048];
+  float o_t[3072];
   int32_t lo[64];
   int32_t hi[64];
   float top[64];
   float total[64];
-  float o_t[3072];
   int32_t j0[1];
   int32_t rows[1];
   float s[4096];
@@ -32,6 +32,7 @@ static int32_t scored_attention_kernel(int32_t* indices, float* k, float* lse, f
     int32_t v__3 = tokens - t0[0];
     filled[0] = ((64) < (v__3) ? (64) : (v__3));
     nsa::pack_lanes<nsa::f32, 1>(q_t, 64, (&(q[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 32, filled[0], 32, nsa::log2_units(scale));
+    nsa::fill(o_t, 0.000000e+00f, 3072);
     int32_t filled_1 = filled[0];
     int32_t position = (q_start + t0[0]);
     for (int32_t lane = 0; lane < 64; ++lane) {
@@ -45,7 +46,6 @@ static int32_t scored_attention_kernel(int32_t* indices, float* k, float* lse, f
     }
     nsa::fill(top, -INFINITY, 64);
     nsa::fill(total, 0.000000e+00f, 64);
-    nsa::fill(o_t, 0.000000e+00f, 3072);
     int32_t tiles = ((end[0] + 63) >> 6);
     for (int32_t i = 0; i < tiles; ++i) {
       j0[0] = (i * 64);
@@ -65,9 +65,9 @@ static int32_t scored_attention_kernel(int32_t* indices, float* k, float* lse, f
     int32_t b_1 = b[0];
     int32_t t0_1 = t0[0];
     int32_t h_1 = h[0];
-    for (int32_t lane_1 = 0; lane_1 < filled_2; ++lane_1) {
-      lse[((((((int64_t)b_1) * ((int64_t)kv_heads)) * ((int64_t)tokens)) + ((((int64_t)t0_1) + ((int64_t)lane_1)) * ((int64_t)kv_heads))) + ((int64_t)h_1))] = nsa::log_sum_exp(top[lane_1], total[lane_1]);
-      total[lane_1] = nsa::inverse(total[lane_1]);
+    for (int32_t r = 0; r < filled_2; ++r) {
+      lse[((((((int64_t)b_1) * ((int64_t)kv_heads)) * ((int64_t)tokens)) + ((((int64_t)t0_1) + ((int64_t)r)) * ((int64_t)kv_heads))) + ((int64_t)h_1))] = nsa::log_sum_exp(top[r], total[r]);
+      total[r] = nsa::inverse(total[r]);
     }
     nsa::unpack_lanes<nsa::f32, 1>((&(out[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)48) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)48)) + (((int64_t)h[(int64_t)0]) * (int64_t)48))])), (((int64_t)kv_heads) * (int64_t)48), 48, o_t, 64, filled[0], 48, total);
     for (int32_t i_1 = 0; i_1 < tiles; ++i_1) {

@@ -4,68 +4,74 @@
 // emitted by TileLang 0.1.15
 // NSA_MAX_SELECTED 1, then templates/cpu/tile
 
-static int32_t stream_attention_kernel(float* k, float* lse, float* out, float* q, float* v, int32_t keys, int32_t kv_heads, int32_t q_start, float scale, int32_t task_hi, int32_t task_lo, int32_t tokens) {
+static int32_t stream_attention_kernel(float* k, float* lse, float* out, float* q, float* v, int32_t batch, int32_t keys, int32_t kv_heads, int32_t q_start, float scale, int32_t task_hi, int32_t task_lo, int32_t together, int32_t tokens) {
+  int32_t from_tile[1];
+  int32_t to_tile[1];
   int32_t b[1];
   int32_t h[1];
   int32_t t0[1];
   int32_t chunk[1];
   int32_t filled[1];
   float q_t[2048];
-  float o_t[2048];
   int32_t lo[64];
   int32_t hi[64];
   float top[64];
   float total[64];
+  float o_t[2048];
   int32_t end[1];
   int32_t begin[1];
   int32_t j0[1];
   int32_t rows[1];
   float s[4096];
   float alpha[64];
-  for (int32_t task = task_lo; task < task_hi; ++task) {
-    b[0] = (task / (((tokens + 63) >> 6) * kv_heads));
-    h[0] = ((task / ((tokens + 63) >> 6)) % kv_heads);
-    t0[0] = ((task % ((tokens + 63) >> 6)) * 64);
+  from_tile[0] = (task_lo * together);
+  int32_t v_ = task_hi * together;
+  int32_t v__1 = (batch * kv_heads) * ((tokens + 63) >> 6);
+  to_tile[0] = ((v_) < (v__1) ? (v_) : (v__1));
+  for (int32_t index = from_tile[0]; index < to_tile[0]; ++index) {
+    b[0] = (index / (((tokens + 63) >> 6) * kv_heads));
+    h[0] = ((index / ((tokens + 63) >> 6)) % kv_heads);
+    t0[0] = ((index % ((tokens + 63) >> 6)) * 64);
     chunk[0] = 0;
     int32_t first = (q_start + t0[0]);
-    int32_t v_ = t0[0] + 64;
-    int32_t last = ((((v_) < (tokens) ? (v_) : (tokens)) + q_start) - 1);
-    int32_t v__1 = tokens - t0[0];
-    filled[0] = ((64) < (v__1) ? (64) : (v__1));
+    int32_t v__2 = t0[0] + 64;
+    int32_t last = ((((v__2) < (tokens) ? (v__2) : (tokens)) + q_start) - 1);
+    int32_t v__3 = tokens - t0[0];
+    filled[0] = ((64) < (v__3) ? (64) : (v__3));
     nsa::pack_lanes<nsa::f32, 1>(q_t, 64, (&(q[((((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32)) + (((int64_t)chunk[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 32, filled[0], 32, nsa::log2_units(scale));
-    nsa::fill(o_t, 0.000000e+00f, 2048);
     int32_t filled_1 = filled[0];
     int32_t t0_1 = t0[0];
-    for (int32_t lane = 0; lane < 64; ++lane) {
-      lo[lane] = 0;
-      hi[lane] = 0;
-      if (lane < filled_1) {
-        int32_t v__2 = ((q_start + t0_1) + lane) - 63;
-        int32_t v__3 = (v__2) < (keys) ? (v__2) : (keys);
-        lo[lane] = ((0) > (v__3) ? (0) : (v__3));
-        int32_t v__4 = ((q_start + t0_1) + lane) + 1;
+    for (int32_t row = 0; row < 64; ++row) {
+      lo[row] = 0;
+      hi[row] = 0;
+      if (row < filled_1) {
+        int32_t v__4 = ((q_start + t0_1) + row) - 63;
         int32_t v__5 = (v__4) < (keys) ? (v__4) : (keys);
-        hi[lane] = ((0) > (v__5) ? (0) : (v__5));
+        lo[row] = ((0) > (v__5) ? (0) : (v__5));
+        int32_t v__6 = ((q_start + t0_1) + row) + 1;
+        int32_t v__7 = (v__6) < (keys) ? (v__6) : (keys);
+        hi[row] = ((0) > (v__7) ? (0) : (v__7));
       }
     }
     nsa::fill(top, -INFINITY, 64);
     nsa::fill(total, 0.000000e+00f, 64);
+    nsa::fill(o_t, 0.000000e+00f, 2048);
     end[0] = 0;
-    int32_t v__6 = end[0];
-    int32_t v__7 = first - 63;
-    int32_t v__8 = (v__7) < (keys) ? (v__7) : (keys);
-    int32_t v__9 = (0) > (v__8) ? (0) : (v__8);
-    begin[0] = ((v__6) > (v__9) ? (v__6) : (v__9));
-    int32_t v__10 = begin[0];
-    int32_t v__11 = last + 1;
-    int32_t v__12 = (v__11) < (keys) ? (v__11) : (keys);
-    int32_t v__13 = (0) > (v__12) ? (0) : (v__12);
-    end[0] = ((v__10) > (v__13) ? (v__10) : (v__13));
+    int32_t v__8 = end[0];
+    int32_t v__9 = first - 63;
+    int32_t v__10 = (v__9) < (keys) ? (v__9) : (keys);
+    int32_t v__11 = (0) > (v__10) ? (0) : (v__10);
+    begin[0] = ((v__8) > (v__11) ? (v__8) : (v__11));
+    int32_t v__12 = begin[0];
+    int32_t v__13 = last + 1;
+    int32_t v__14 = (v__13) < (keys) ? (v__13) : (keys);
+    int32_t v__15 = (0) > (v__14) ? (0) : (v__14);
+    end[0] = ((v__12) > (v__15) ? (v__12) : (v__15));
     int32_t steps = (((end[0] + 63) - begin[0]) >> 6);
     for (int32_t i = 0; i < steps; ++i) {
       j0[0] = ((i * 64) + begin[0]);
-      int32_t v__14 = end[0] - j0[0];
-      rows[0] = ((64) < (v__14) ? (64) : (v__14));
+      int32_t v__16 = end[0] - j0[0];
+      rows[0] = ((64) < (v__16) ? (64) : (v__16));
       nsa::product<64, 4, 4, nsa::ZERO>(s, 64, (&(k[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)32) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 1, q_t, rows[0], 32, alpha, nsa::lines<nsa::f32, false>((&(q[((((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32)) + (((int64_t)chunk[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), filled[0], filled[0], 32, i, steps));
       if (((j0[0] < 0) || (((j0[0] + 63) < last) && (j0[0] < keys))) || ((0 < (j0[0] + rows[0])) && (((first + 1) < (j0[0] + rows[0])) || (keys < (j0[0] + rows[0]))))) {
         nsa::mask_lanes<64, 1>(s, lo, hi, j0[0], rows[0]);
@@ -78,9 +84,9 @@ static int32_t stream_attention_kernel(float* k, float* lse, float* out, float* 
     int32_t t0_2 = t0[0];
     int32_t h_1 = h[0];
     int32_t chunk_1 = chunk[0];
-    for (int32_t lane_1 = 0; lane_1 < filled_2; ++lane_1) {
-      lse[(((((((int64_t)b_1) * ((int64_t)kv_heads)) * ((int64_t)tokens)) + ((((int64_t)t0_2) + ((int64_t)lane_1)) * ((int64_t)kv_heads))) + ((int64_t)h_1)) + ((int64_t)chunk_1))] = nsa::log_sum_exp(top[lane_1], total[lane_1]);
-      total[lane_1] = nsa::inverse(total[lane_1]);
+    for (int32_t r = 0; r < filled_2; ++r) {
+      lse[(((((((int64_t)b_1) * ((int64_t)kv_heads)) * ((int64_t)tokens)) + ((((int64_t)t0_2) + ((int64_t)r)) * ((int64_t)kv_heads))) + ((int64_t)h_1)) + ((int64_t)chunk_1))] = nsa::log_sum_exp(top[r], total[r]);
+      total[r] = nsa::inverse(total[r]);
     }
     nsa::unpack_lanes<nsa::f32, 1>((&(out[((((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32)) + (((int64_t)chunk[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 32, o_t, 64, filled[0], 32, total);
   }
@@ -99,12 +105,14 @@ static int32_t nsa_task(void *context, int32_t task_lo, int32_t task_hi, int32_t
   float* out = (float*)a[2].pointer;
   float* q = (float*)a[3].pointer;
   float* v = (float*)a[4].pointer;
-  int32_t keys = a[5].int32;
-  int32_t kv_heads = a[6].int32;
-  int32_t q_start = a[7].int32;
-  float scale = a[8].float32;
-  int32_t tokens = a[9].int32;
-  return stream_attention_kernel(k, lse, out, q, v, keys, kv_heads, q_start, scale, task_hi, task_lo, tokens);
+  int32_t batch = a[5].int32;
+  int32_t keys = a[6].int32;
+  int32_t kv_heads = a[7].int32;
+  int32_t q_start = a[8].int32;
+  float scale = a[9].float32;
+  int32_t together = a[10].int32;
+  int32_t tokens = a[11].int32;
+  return stream_attention_kernel(k, lse, out, q, v, batch, keys, kv_heads, q_start, scale, task_hi, task_lo, together, tokens);
 }
 extern "C" int32_t nsa_stream_attention(nsa_parallel_fn parallel, int32_t threads, int32_t tasks, const nsa_value *arguments) {
   return parallel(nsa_task, (void *)arguments, tasks, threads);

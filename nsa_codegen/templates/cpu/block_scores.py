@@ -46,10 +46,10 @@ class BlockScores:
 def load_ends(lo: Any, hi: Any, facts: Any, filled: Any, position: Any, keys: Any) -> None:
     """Set the tokens that each lane's query sees, from the first one on; a lane without a query sees none."""
     for lane in T.serial(facts.tile.lanes):
-        lo[lane] = 0
-        hi[lane] = 0
+        lo[0, lane] = 0
+        hi[0, lane] = 0
         if lane < filled:
-            hi[lane] = bound_at(facts.seen, position + T.truncdiv(lane, facts.tile.heads), keys)
+            hi[0, lane] = bound_at(facts.seen, position + T.truncdiv(lane, facts.tile.heads), keys)
 
 
 @T.macro

@@ -8,7 +8,6 @@ import tilelang.language as T
 from ...desc import KernelDesc
 from ...index_sets import Bound
 from ...schedule import Schedule
-from ...target import CpuTarget, Target
 
 NEG_INF = T.float32(float("-inf"))
 
@@ -18,7 +17,6 @@ STORAGE = {"float32": "float32", "bfloat16": "uint16", "float16": "uint16"}
 ELEMENT = {"float32": "nsa::f32", "bfloat16": "nsa::bf16", "float16": "nsa::f16"}
 
 FEW_LANES = 16  # a tile of so few reads more of its keys than of its queries
-FEW_ROWS = 4  # for which keys and dims are laid in lanes; more rows are laid there themselves, which takes less time
 # The primitives, each of which may call those before it.
 TILE = ("vectors", "elements", "product", "softmax", "lanes", "few", "blocks")
 
@@ -56,7 +54,7 @@ def rows_at(dtype: str, x: Any, staged: Any, *index: Any) -> tuple[Any, Any, Any
     """
     if dtype != "float32":
         return staged.data, x.shape[-1], 1
-    return T.address_of(x[(*index, 0)]), _position_stride(x), 1
+    return T.address_of(x[(*index, 0)]), position_stride(x), 1
 
 
 def columns_at(dtype: str, x: Any, staged: Any, *index: Any) -> tuple[Any, Any, Any]:
@@ -69,10 +67,10 @@ def stage_rows(dtype: str, x: Any, staged: Any, rows: Any, *index: Any) -> Any:
     """Return the call that converts `rows` positions of `x`, from `index` on, to float32 in `staged`."""
     dim = x.shape[-1]
     source = T.address_of(x[(*index, 0)])
-    return call(f"up_rows<{ELEMENT[dtype]}>", staged.data, dim, source, _position_stride(x), rows, rows, dim)
+    return call(f"up_rows<{ELEMENT[dtype]}>", staged.data, dim, source, position_stride(x), rows, rows, dim)
 
 
-def _position_stride(x: Any) -> Any:
+def position_stride(x: Any) -> Any:
     """Return the elements between two positions of `x`, [batch, positions, ..., dim], in 64 bits."""
     stride = T.int64(1)
     for size in x.shape[2:]:
@@ -88,7 +86,7 @@ def pack_lanes(dtype: str, dst: Any, x: Any, heads: int, rows: Any, factor: Any,
     """
     name = f"pack_lanes<{ELEMENT[dtype]}, {heads}>"
     source = T.address_of(x[(*index, 0)])
-    return call(name, dst.data, dst.shape[-1], source, _position_stride(x), x.shape[-1], rows, x.shape[-1], factor)
+    return call(name, dst.data, dst.shape[-1], source, position_stride(x), x.shape[-1], rows, x.shape[-1], factor)
 
 
 def unpack_lanes(
@@ -100,9 +98,7 @@ def unpack_lanes(
     """
     name = f"unpack_lanes<{ELEMENT[dtype]}, {heads}{', true' if added else ''}>"
     target = T.address_of(x[(*index, 0)])
-    return call(
-        name, target, _position_stride(x), x.shape[-1], src.data, src.shape[-1], rows, x.shape[-1], factors.data
-    )
+    return call(name, target, position_stride(x), x.shape[-1], src.data, src.shape[-1], rows, x.shape[-1], factors.data)
 
 
 def lines_of(
@@ -113,7 +109,7 @@ def lines_of(
     They are the `rows` rows from `index` on, to be written, or if `ahead` as many behind them, to be read: the next
     tile's. `share` is (part, parts): the part of them that this product asks for.
     """
-    stride, width, count = _position_stride(x), x.shape[-1] * heads, T.ceildiv(rows, heads)
+    stride, width, count = position_stride(x), x.shape[-1] * heads, T.ceildiv(rows, heads)
     from_piece = count if ahead else 0
     name = f"nsa::lines<{ELEMENT[dtype]}, {'false' if ahead else 'true'}>"
     return T.call_extern("handle", name, T.address_of(x[(*index, 0)]), stride, from_piece, count, width, *share)
@@ -122,13 +118,7 @@ def lines_of(
 def keys_ahead(dtype: str, x: Any, rows: Any, *index: Any) -> Any:
     """Return the argument that has a product ask for `rows` positions of a head of `x`, from `index` on, to be read."""
     name = f"nsa::lines<{ELEMENT[dtype]}, false>"
-    return T.call_extern("handle", name, T.address_of(x[(*index, 0)]), _position_stride(x), 0, rows, x.shape[-1], 0, 1)
-
-
-def rows_ahead(dtype: str, x: Any, rows: Any, *index: Any) -> Any:
-    """Return the argument that has primitives of few rows ask for `rows` positions of a head of `x` from `index` on."""
-    name = f"nsa::rows_ahead<{ELEMENT[dtype]}>"
-    return T.call_extern("handle", name, T.address_of(x[(*index, 0)]), _position_stride(x), rows)
+    return T.call_extern("handle", name, T.address_of(x[(*index, 0)]), position_stride(x), 0, rows, x.shape[-1], 0, 1)
 
 
 def lines_at(address: Any, elements: int, *, written: bool = False) -> Any:
@@ -158,16 +148,6 @@ def product(lanes: int, schedule: Schedule, start: str) -> str:
     return f"product<{lanes}, {schedule.register_rows}, {schedule.register_vectors}, nsa::{start}>"
 
 
-def is_one_vector(lanes: int, target: Target) -> bool:
-    """Return whether `lanes` lanes are one vector of `target`, as those of calls of few queries are."""
-    return isinstance(target, CpuTarget) and lanes == target.lanes
-
-
-def in_lanes(by_query: bool, lanes: int, filled: Any) -> Any:
-    """Return whether the `filled` rows of a tile lie in its lanes; with `by_query` only if they are many."""
-    return filled > min(lanes // 2, FEW_ROWS) if by_query else True
-
-
 def bound_at(bound: Bound, position: Any, keys: Any) -> Any:
     """Return the expression of `bound` for a query at `position`, clamped into `0 .. keys`.
 
@@ -182,6 +162,18 @@ def bound_at(bound: Bound, position: Any, keys: Any) -> Any:
     if bound.cap is not None:
         value = T.min(value, bound.cap)
     return T.max(0, T.min(value, keys))
+
+
+@T.macro
+def load_bounds(lo, hi, ranges, filled, t0, q_start, heads, keys):
+    """Set the keys that the query of each row sees in each of `ranges`; rows past `filled`, without one, see none."""
+    for row in T.serial(lo.shape[1]):
+        for r, span in enumerate(ranges):
+            lo[r, row] = 0
+            hi[r, row] = 0
+            if row < filled:
+                lo[r, row] = bound_at(span.lo, q_start + t0 + T.truncdiv(row, heads), keys)
+                hi[r, row] = bound_at(span.hi, q_start + t0 + T.truncdiv(row, heads), keys)
 
 
 def decode_task(task: Any, tiles: Any, kv_heads: Any, chunks: int, queries: int) -> tuple[Any, Any, Any, Any]:
@@ -199,13 +191,16 @@ def decode_run(task: Any, runs: Any, kv_heads: Any) -> tuple[Any, Any, Any]:
 
 
 @T.macro
-def store_sums(lse, top, total, tile, filled, b, t0, h, chunk):
-    """Write each row's log-sum-exp, and make of its sum the factor that its output lacks; of no row, 0."""
-    for lane in T.serial(filled):
-        lse[b, t0 + T.truncdiv(lane, tile.heads), h, chunk * tile.heads + T.truncmod(lane, tile.heads)] = scalar(
-            "log_sum_exp", top[lane], total[lane]
+def store_sums(lse, top, total, at, tile, filled, b, t0, h, chunk):
+    """Write each row's log-sum-exp, and make of its sum the factor that its output lacks; of no row, 0.
+
+    They are `filled` rows of maxima `top` and sums `total`, from row `at` on.
+    """
+    for r in T.serial(filled):
+        lse[b, t0 + T.truncdiv(r, tile.heads), h, chunk * tile.heads + T.truncmod(r, tile.heads)] = scalar(
+            "log_sum_exp", top[at + r], total[at + r]
         )
-        total[lane] = scalar("inverse", total[lane])
+        total[at + r] = scalar("inverse", total[at + r])
 
 
 def token_product(desc: KernelDesc, schedule: Schedule) -> Any:

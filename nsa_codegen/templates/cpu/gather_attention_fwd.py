@@ -16,7 +16,6 @@ from ...target import Target
 from ...tiling import LANE_QUANTUM, RowTile, padded
 from .common import (
     ELEMENT,
-    FEW_ROWS,
     NEG_INF,
     STORAGE,
     call,
@@ -26,12 +25,12 @@ from .common import (
     members_at,
     prelude,
     product,
-    rows_ahead,
     rows_at,
     scalar,
     stage_rows,
     up,
 )
+from .few_rows import FEW_ROWS, rows_ahead
 
 
 def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any:

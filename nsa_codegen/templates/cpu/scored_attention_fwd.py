@@ -11,6 +11,7 @@ import tilelang.language as T
 from ...desc import KernelDesc
 from ...schedule import Schedule
 from ...target import Target
+from ...tiling import padded
 from .block_scores import BlockScores, add_scores, keep_sums, list_blocks, load_ends
 from .common import (
     FEW_LANES,
@@ -32,6 +33,7 @@ from .common import (
     store_sums,
     unpack_lanes,
 )
+from .few_rows import FEW_ROWS, attend_rows, in_lanes, is_one_vector, load_rows, store_rows
 
 
 def get_scored_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any:
@@ -42,6 +44,8 @@ def get_scored_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
     lanes, queries, heads, chunks = tile.lanes, tile.queries, tile.heads, tile.chunks
     storage, converted, few = STORAGE[dtype], dtype != "float32", lanes <= FEW_LANES
     staged = step if converted else 1
+    by_query = is_one_vector(lanes, target) and min(dk, dv) >= lanes
+    wide = padded(step) if by_query else step
     batch, tokens, keys, kv_heads, workers, steps, blocks = (
         T.dynamic(x) for x in ("batch", "tokens", "keys", "kv_heads", "workers", "steps", "blocks")
     )
@@ -65,13 +69,16 @@ def get_scored_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
     ):
         with T.Kernel(1, prelude=prelude(n)) as _:
             q_t = T.alloc_local((dk, lanes), "float32")
-            s = T.alloc_local((step, lanes), "float32")
+            s = T.alloc_local((wide, lanes), "float32")
             o_t = T.alloc_local((dv, lanes), "float32")
+            q_r = T.alloc_local((FEW_ROWS if by_query else 1, dk), "float32")
+            s_r = T.alloc_local((FEW_ROWS if by_query else 1, wide), "float32")
+            o = T.alloc_local((FEW_ROWS if by_query else 1, dv), "float32")
             top = T.alloc_local((lanes,), "float32")
             total = T.alloc_local((lanes,), "float32")
             alpha = T.alloc_local((lanes,), "float32")
-            lo = T.alloc_local((lanes,), "int32")
-            hi = T.alloc_local((lanes,), "int32")
+            lo = T.alloc_local((1, lanes), "int32")
+            hi = T.alloc_local((1, lanes), "int32")
             k_up = T.alloc_local((staged, dk), "float32")
             v_up = T.alloc_local((staged, dv), "float32")
             b, h, t0 = (T.alloc_var("int32") for _ in range(3))
@@ -82,11 +89,15 @@ def get_scored_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                 call("fill", T.address_of(scores[worker, 0, 0]), T.float32(0), queries * blocks)
                 for chunk in T.serial(chunks):
                     filled = rows_of_tile(tile, group, tokens, t0, chunk)
-                    pack_lanes(dtype, q_t, q, heads, filled, scalar("log2_units", scale), b, t0, h, chunk * heads)
+                    if in_lanes(by_query, lanes, filled):
+                        pack_lanes(dtype, q_t, q, heads, filled, scalar("log2_units", scale), b, t0, h, chunk * heads)
+                        call("fill", o_t.data, T.float32(0), dv * lanes)
+                    else:
+                        load_rows(dtype, q_r, 0, q, tile, filled, scale, b, t0, h, chunk)
+                        call("fill_rows", o.data, filled, dv)
                     load_ends(lo, hi, facts, filled, q_start + t0, keys)
                     call("fill", top.data, NEG_INF, lanes)
                     call("fill", total.data, T.float32(0), lanes)
-                    call("fill", o_t.data, T.float32(0), dv * lanes)
                     passes = T.ceildiv(end, step)
                     for i in T.serial(passes):
                         j0 = i * step
@@ -94,26 +105,39 @@ def get_scored_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                         if converted:
                             stage_rows(dtype, k, k_up, rows, b, j0, h)
                             stage_rows(dtype, v, v_up, rows, b, j0, h)
-                        call(
-                            product(lanes, schedule, "ZERO"),
-                            *(s.data, lanes, *rows_at(dtype, k, k_up, b, j0, h), q_t.data, rows, dk, alpha.data),
-                            keys_ahead(dtype, k, T.min(step, end - j0 - rows), b, j0 + rows, h)
-                            if few
-                            else lines_of(dtype, q, heads, filled, (i, passes), b, t0, h, chunk * heads, ahead=True),
-                        )
-                        if j0 + rows > bound_at(seen, q_start + t0, keys):
-                            call(f"mask_lanes<{lanes}, 1>", s.data, lo.data, hi.data, j0, rows)
-                        call(f"softmax_step<{lanes}>", s.data, rows, top.data, total.data, alpha.data)
+                        if in_lanes(by_query, lanes, filled):
+                            call(
+                                product(lanes, schedule, "ZERO"),
+                                *(s.data, lanes, *rows_at(dtype, k, k_up, b, j0, h), q_t.data, rows, dk, alpha.data),
+                                keys_ahead(dtype, k, T.min(step, end - j0 - rows), b, j0 + rows, h)
+                                if few
+                                else lines_of(
+                                    dtype, q, heads, filled, (i, passes), b, t0, h, chunk * heads, ahead=True
+                                ),
+                            )
+                            if j0 + rows > bound_at(seen, q_start + t0, keys):
+                                call(f"mask_lanes<{lanes}, 1>", s.data, lo.data, hi.data, j0, rows)
+                            call(f"softmax_step<{lanes}>", s.data, rows, top.data, total.data, alpha.data)
+                        else:
+                            attend_rows(
+                                *(dtype, (o, top, total), s_r, q_r, 0, filled, (k, k_up), (v, v_up), lo, hi),
+                                *(b, j0, h, rows, T.min(step, end - j0 - rows)),
+                            )
+                            call(f"lay_in_lanes<{wide}>", s.data, s_r.data, filled, rows)
                         keep_sums(sums, tops, facts, worker, i, s, rows, top)
-                        call(
-                            product(lanes, schedule, "RESCALE"),
-                            *(o_t.data, lanes, *columns_at(dtype, v, v_up, b, j0, h), s.data, dv, rows, alpha.data),
-                            keys_ahead(dtype, v, T.min(step, end - j0 - rows), b, j0 + rows, h)
-                            if few
-                            else lines_of(dtype, out, heads, filled, (i, passes), b, t0, h, chunk * heads),
-                        )
-                    store_sums(lse, top, total, tile, filled, b, t0, h, chunk)
-                    unpack_lanes(dtype, out, o_t, heads, filled, total, b, t0, h, chunk * heads)
+                        if in_lanes(by_query, lanes, filled):
+                            call(
+                                product(lanes, schedule, "RESCALE"),
+                                *(o_t.data, lanes, *columns_at(dtype, v, v_up, b, j0, h), s.data, dv, rows, alpha.data),
+                                keys_ahead(dtype, v, T.min(step, end - j0 - rows), b, j0 + rows, h)
+                                if few
+                                else lines_of(dtype, out, heads, filled, (i, passes), b, t0, h, chunk * heads),
+                            )
+                    store_sums(lse, top, total, 0, tile, filled, b, t0, h, chunk)
+                    if in_lanes(by_query, lanes, filled):
+                        unpack_lanes(dtype, out, o_t, heads, filled, total, b, t0, h, chunk * heads)
+                    else:
+                        store_rows(dtype, out, o, 0, total, tile, filled, b, t0, h, chunk)
                     add_scores(scores, sums, tops, facts, worker, passes, top, total)
                 for t in T.serial(T.min(queries, tokens - t0)):
                     list_blocks(indices, scores, desc, worker, b, t0 + t, h, t, q_start + t0 + t)

@@ -22,19 +22,17 @@ from .common import (
     bound_at,
     call,
     decode_task,
-    in_lanes,
-    is_one_vector,
     keys_ahead,
     lines_of,
     pack_lanes,
     prelude,
     product,
-    rows_ahead,
     rows_at,
     rows_of_tile,
     scalar,
     stage_rows,
 )
+from .few_rows import FEW_ROWS, in_lanes, is_one_vector, rows_ahead
 
 
 def get_select_blocks_fwd_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any:
@@ -75,8 +73,8 @@ def compressed_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
             top = T.alloc_local((lanes,), "float32")
             total = T.alloc_local((lanes,), "float32")
             factor = T.alloc_local((lanes,), "float32")
-            lo = T.alloc_local((lanes,), "int32")
-            hi = T.alloc_local((lanes,), "int32")
+            lo = T.alloc_local((1, lanes), "int32")
+            hi = T.alloc_local((1, lanes), "int32")
             k_up = T.alloc_local((step if converted else 1, dk), "float32")
             b, h, t0 = (T.alloc_var("int32") for _ in range(3))
             end, j0, rows, filled = (T.alloc_var("int32") for _ in range(4))
@@ -154,10 +152,10 @@ def mean_key_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any
         with T.Kernel(1, prelude=prelude(n)) as _:
             q_t = T.alloc_local((dk, lanes), "float32")
             q_head = T.alloc_local((dk, lanes), "float32")
-            q_r = T.alloc_local((lanes if by_query else 1, dk), "float32")
+            q_r = T.alloc_local((FEW_ROWS if by_query else 1, dk), "float32")
             ones = T.alloc_local((lanes,), "float32")
             s = T.alloc_local((step, lanes), "float32")
-            s_r = T.alloc_local((lanes if by_query else 1, wide), "float32")
+            s_r = T.alloc_local((FEW_ROWS if by_query else 1, wide), "float32")
             b, h, t0 = (T.alloc_var("int32") for _ in range(3))
             end, j0, rows, filled = (T.alloc_var("int32") for _ in range(4))
             call("fill", ones.data, T.float32(1), lanes)

@@ -64,9 +64,7 @@ NSA_INLINE void take_ranked(int32_t *out, const float *scores, int count, int ro
   int padded = (count + W - 1) / W * W, filled = 0;
   for (int i = 0; i < padded; i++)
     value[i] = i < count && scores[i] == scores[i] ? scores[i] : -INFINITY;
-  vi lanes;
-  for (int x = 0; x < W; x++)
-    lanes[x] = x;
+  vi lanes = lane_numbers();
   for (int c = 0; c < padded; c += W) {
     vf own = load(value + c);
     vi before = {};

@@ -105,21 +105,18 @@ NSA_INLINE void weigh_rows(float *O, int ldo, const float *P, int ldp, int count
   add_values<D, SUM>(O, ldo, P, ldp, count, V, v_row, rows);
 }
 
-// One step of a running softmax over the keys j0 .. j0 + rows - 1, rows <= STEP, for `filled` <= MOST queries Q [D], in log2
-// units. Keys K [D] and values V [DV] are k_row and v_row apart; query i sees the keys in one of its ranges
-// lo[r * LANES + i] <= key < hi[r * LANES + i]. m: running maxima, l: running sums, O [DV]: running sums of values.
-template <int MOST, int LANES, int RANGES, int STEP, int D, int DV, typename T>
-NSA_INLINE void attend_few(float *O, float *m, float *l, const float *Q, int filled, const float *K, int64_t k_row,
-                           const float *V, int64_t v_row, int j0, int rows, const int32_t *lo, const int32_t *hi,
-                           Rows<T> next_k, Rows<T> next_v) {
-  constexpr int wide = (STEP + W - 1) / W * W;
-  alignas(64) float S[MOST * wide];
-  vi number;
-  for (int x = 0; x < W; x++)
-    number[x] = x;
-  score_rows<D>(S, wide, Q, filled, K, k_row, rows, next_k);
+// One step of a running softmax over the keys j0 .. j0 + rows - 1 for `filled` queries Q [D], in log2 units. Keys K [D] and
+// values V [DV] are k_row and v_row apart; query i sees the keys in one of its ranges
+// lo[r * LANES + i] <= key < hi[r * LANES + i]. m: running maxima, l: running sums, O [DV]: running sums of values. S[i] [WIDE],
+// with room for whole vectors of keys, becomes the weights, 0 in what `rows` leave of a vector.
+template <int WIDE, int LANES, int RANGES, int D, int DV, typename T>
+NSA_INLINE void attend_few(float *O, float *m, float *l, float *S, const float *Q, int filled, const float *K,
+                           int64_t k_row, const float *V, int64_t v_row, int j0, int rows, const int32_t *lo,
+                           const int32_t *hi, Rows<T> next_k, Rows<T> next_v) {
+  vi number = lane_numbers();
+  score_rows<D>(S, WIDE, Q, filled, K, k_row, rows, next_k);
   for (int i = 0; i < filled; i++) {
-    float *s = S + i * wide, sum = 0.0f;
+    float *s = S + i * WIDE, sum = 0.0f;
     vf best = splat(m[i]);
     for (int j = 0; j < rows; j += W) {
       vi key = number + (j0 + j), seen = vi{};
@@ -140,7 +137,18 @@ NSA_INLINE void attend_few(float *O, float *m, float *l, const float *Q, int fil
     scale_row(O + i * DV, alpha, DV);
     next_v.count = 0;
   }
-  add_values<DV, ADD>(O, DV, S, wide, filled, V, v_row, rows);
+  add_values<DV, ADD>(O, DV, S, WIDE, filled, V, v_row, rows);
+}
+
+// P[j][i] = S[i][j] for `rows` keys and `filled` queries, in rows of WIDE numbers and of a vector; other lanes become 0. Both have
+// room for whole vectors of keys.
+template <int WIDE> NSA_INLINE void lay_in_lanes(float *P, const float *S, int filled, int rows) {
+  for (int j = 0; j < rows; j += W) {
+    vf x[W];
+    NSA_UNROLL for (int i = 0; i < W; i++) x[i] = i < filled ? load(S + i * WIDE + j) : vf{};
+    transpose(x);
+    NSA_UNROLL for (int i = 0; i < W; i++) store(P + (j + i) * W, x[i]);
+  }
 }
 
 } // namespace nsa

@@ -36,6 +36,14 @@ NSA_INLINE vf splat(float x) { return x - vf{}; }
 NSA_INLINE vf select(vi mask, vf yes, vf no) { return mask ? yes : no; }
 NSA_INLINE vf max(vf a, vf b) { return a > b ? a : b; }
 
+// 0, 1, .. W - 1.
+NSA_INLINE vi lane_numbers() {
+  vi x;
+  for (int i = 0; i < W; i++)
+    x[i] = i;
+  return x;
+}
+
 template <int D, int... J> NSA_INLINE vf rotate(vf x, std::integer_sequence<int, J...>) {
 #if defined(__clang__)
   return __builtin_shufflevector(x, x, (J ^ D)...);
