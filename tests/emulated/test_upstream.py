@@ -251,3 +251,25 @@ def test_a_constant_stride_is_taken_for_a_number_of_lanes(stride, lowers):
     else:
         with pytest.raises(Exception, match="Can't fetch the lanes of a scalable vector"):
             tilelang.lower(kernel, target=tvm.target.Target("c"))
+
+
+@pytest.mark.parametrize("by", ["loop", "macro"])
+def test_another_name_of_an_argument_becomes_its_name(by):
+    """CPU: a loop, or a macro's parameter, that binds a name to an argument renames it in the kernel's signature."""
+
+    @T.macro
+    def put(x, position):
+        x[0] = position
+
+    @T.prim_func
+    def kernel(x: T.Tensor((4,), "int32"), start: T.int32):
+        with T.Kernel(1) as _:
+            if by == "macro":
+                put(x, start)
+            else:
+                for position in (start,):
+                    x[0] = position
+
+    with tvm.target.Target("c"):
+        text = tilelang.lower(kernel, target=tvm.target.Target("c")).kernel_source
+    assert "int32_t position)" in text and "start" not in text
