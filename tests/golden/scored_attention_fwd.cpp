@@ -34,14 +34,15 @@ static int32_t scored_attention_kernel(int32_t* indices, float* k, float* lse, f
     nsa::pack_lanes<nsa::f32, 1>(q_t, 64, (&(q[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 32, filled[0], 32, nsa::log2_units(scale));
     nsa::fill(o_t, 0.000000e+00f, 3072);
     int32_t filled_1 = filled[0];
-    int32_t position = (q_start + t0[0]);
-    for (int32_t lane = 0; lane < 64; ++lane) {
-      lo[lane] = 0;
-      hi[lane] = 0;
-      if (lane < filled_1) {
-        int32_t v__4 = ((position + lane) - 3) / 4;
+    int32_t t0_1 = t0[0];
+    for (int32_t row = 0; row < 64; ++row) {
+      lo[row] = 0;
+      hi[row] = 0;
+      if (row < filled_1) {
+        lo[row] = 0;
+        int32_t v__4 = (((q_start + t0_1) + row) - 3) / 4;
         int32_t v__5 = (v__4) < (keys) ? (v__4) : (keys);
-        hi[lane] = ((0) > (v__5) ? (0) : (v__5));
+        hi[row] = ((0) > (v__5) ? (0) : (v__5));
       }
     }
     nsa::fill(top, -INFINITY, 64);
@@ -63,10 +64,10 @@ static int32_t scored_attention_kernel(int32_t* indices, float* k, float* lse, f
     }
     int32_t filled_2 = filled[0];
     int32_t b_1 = b[0];
-    int32_t t0_1 = t0[0];
+    int32_t t0_2 = t0[0];
     int32_t h_1 = h[0];
     for (int32_t r = 0; r < filled_2; ++r) {
-      lse[((((((int64_t)b_1) * ((int64_t)kv_heads)) * ((int64_t)tokens)) + ((((int64_t)t0_1) + ((int64_t)r)) * ((int64_t)kv_heads))) + ((int64_t)h_1))] = nsa::log_sum_exp(top[r], total[r]);
+      lse[((((((int64_t)b_1) * ((int64_t)kv_heads)) * ((int64_t)tokens)) + ((((int64_t)t0_2) + ((int64_t)r)) * ((int64_t)kv_heads))) + ((int64_t)h_1))] = nsa::log_sum_exp(top[r], total[r]);
       total[r] = nsa::inverse(total[r]);
     }
     nsa::unpack_lanes<nsa::f32, 1>((&(out[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)48) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)48)) + (((int64_t)h[(int64_t)0]) * (int64_t)48))])), (((int64_t)kv_heads) * (int64_t)48), 48, o_t, 64, filled[0], 48, total);
@@ -75,12 +76,12 @@ static int32_t scored_attention_kernel(int32_t* indices, float* k, float* lse, f
     }
     int32_t v__7 = (tiles * 32) + 1;
     nsa::add_block_scores<64, 1, 64, 32, 33>((&(scores[((((int64_t)worker) * ((int64_t)blocks)) * (int64_t)64)])), ((int64_t)blocks), (&(sums[((((int64_t)worker) * ((int64_t)steps)) * (int64_t)2112)])), (&(tops[((((int64_t)worker) * ((int64_t)steps)) * (int64_t)64)])), total, tiles, ((blocks) < (v__7) ? (blocks) : (v__7)));
-    for (int32_t row = 0; row < ((64) < (v__3) ? (64) : (v__3)); ++row) {
+    for (int32_t row_1 = 0; row_1 < ((64) < (v__3) ? (64) : (v__3)); ++row_1) {
       int32_t b_2 = b[0];
-      int32_t t = (t0[0] + row);
+      int32_t t = (t0[0] + row_1);
       int32_t h_2 = h[0];
-      int32_t position_1 = ((q_start + t0[0]) + row);
-      nsa::select_top((&(indices[(((((((int64_t)b_2) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)4) + ((((int64_t)t) * ((int64_t)kv_heads)) * (int64_t)4)) + (((int64_t)h_2) * (int64_t)4))])), (&(scores[(((((int64_t)worker) * ((int64_t)blocks)) * (int64_t)64) + (((int64_t)row) * ((int64_t)blocks)))])), (position_1 / 8), 4, 1, 2);
+      int32_t position = ((q_start + t0[0]) + row_1);
+      nsa::select_top((&(indices[(((((((int64_t)b_2) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)4) + ((((int64_t)t) * ((int64_t)kv_heads)) * (int64_t)4)) + (((int64_t)h_2) * (int64_t)4))])), (&(scores[(((((int64_t)worker) * ((int64_t)blocks)) * (int64_t)64) + (((int64_t)row_1) * ((int64_t)blocks)))])), (position / 8), 4, 1, 2);
     }
   }
   return 0;

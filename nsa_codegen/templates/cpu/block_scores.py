@@ -10,46 +10,40 @@ from typing import Any
 import tilelang.language as T
 
 from ...desc import KernelDesc
-from ...index_sets import Bound, complete
+from ...index_sets import Bound, Range, complete
 from ...schedule import Schedule
 from ...tiling import RowTile, ScoreTile
-from .common import bound_at, call, scalar
+from .common import call, scalar
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockScores:
-    """The static facts of the scores: tiles, the bound of what a query sees, and names of primitives."""
+    """The static facts of the scores: tiles, the range of tokens that a query sees, and names of primitives."""
 
     tile: RowTile
     scored: ScoreTile
-    seen: Bound
+    ranges: tuple[Range, ...]
     sum_blocks: str
     add_block_scores: str
+
+    @property
+    def seen(self) -> Bound:
+        """The end of the tokens that a query sees."""
+        return self.ranges[0].hi
 
     @classmethod
     def of(cls, desc: KernelDesc, schedule: Schedule) -> "BlockScores":
         """Return the facts for `desc` (`group`, `block`, `kernel`, `stride`)."""
         block, kernel, stride = desc.size("block"), desc.size("kernel"), desc.size("stride")
-        (seen,) = complete(kernel, stride).ranges
         tile, scored = RowTile.of(desc.size("group"), schedule.query_lanes), ScoreTile.of(desc, schedule)
         shape = f"{tile.lanes}, {tile.heads}, {tile.queries}, {scored.blocks}, {scored.spilled}"
         return cls(
             tile=tile,
             scored=scored,
-            seen=seen.hi,
+            ranges=complete(kernel, stride).ranges,
             sum_blocks=f"block_sums<{tile.lanes}, {scored.tokens}, {block // stride}, {kernel // stride}>",
             add_block_scores=f"add_block_scores<{shape}>",
         )
-
-
-@T.macro
-def load_ends(lo: Any, hi: Any, facts: Any, filled: Any, position: Any, keys: Any) -> None:
-    """Set the tokens that each lane's query sees, from the first one on; a lane without a query sees none."""
-    for lane in T.serial(facts.tile.lanes):
-        lo[0, lane] = 0
-        hi[0, lane] = 0
-        if lane < filled:
-            hi[0, lane] = bound_at(facts.seen, position + T.truncdiv(lane, facts.tile.heads), keys)
 
 
 @T.macro

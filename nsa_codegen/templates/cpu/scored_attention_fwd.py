@@ -12,7 +12,7 @@ from ...desc import KernelDesc
 from ...schedule import Schedule
 from ...target import Target
 from ...tiling import padded
-from .block_scores import BlockScores, add_scores, keep_sums, list_blocks, load_ends
+from .block_scores import BlockScores, add_scores, keep_sums, list_blocks
 from .common import (
     FEW_LANES,
     NEG_INF,
@@ -23,6 +23,7 @@ from .common import (
     decode_task,
     keys_ahead,
     lines_of,
+    load_bounds,
     pack_lanes,
     prelude,
     product,
@@ -95,7 +96,7 @@ def get_scored_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                     else:
                         load_rows(dtype, q_r, 0, q, tile, filled, scale, b, t0, h, chunk)
                         call("fill_rows", o.data, filled, dv)
-                    load_ends(lo, hi, facts, filled, q_start + t0, keys)
+                    load_bounds(lo, hi, facts.ranges, filled, t0, q_start, heads, keys)
                     call("fill", top.data, NEG_INF, lanes)
                     call("fill", total.data, T.float32(0), lanes)
                     passes = T.ceildiv(end, step)

@@ -13,7 +13,7 @@ from ...desc import KernelDesc
 from ...schedule import Schedule
 from ...target import Target
 from ...tiling import padded
-from .block_scores import BlockScores, add_scores, invert, keep_sums, list_blocks, load_ends
+from .block_scores import BlockScores, add_scores, invert, keep_sums, list_blocks
 from .common import (
     ELEMENT,
     FEW_LANES,
@@ -24,6 +24,7 @@ from .common import (
     decode_task,
     keys_ahead,
     lines_of,
+    load_bounds,
     pack_lanes,
     prelude,
     product,
@@ -85,7 +86,7 @@ def compressed_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                 for chunk in T.serial(chunks):
                     filled = rows_of_tile(tile, group, tokens, t0, chunk)
                     pack_lanes(dtype, q_t, q, heads, filled, scalar("log2_units", scale), b, t0, h, chunk * heads)
-                    load_ends(lo, hi, facts, filled, q_start + t0, keys)
+                    load_bounds(lo, hi, facts.ranges, filled, t0, q_start, heads, keys)
                     call("fill", top.data, NEG_INF, lanes)
                     call("fill", total.data, T.float32(0), lanes)
                     passes = T.ceildiv(end, step)

@@ -26,6 +26,7 @@ from .common import (
     columns_at,
     decode_run,
     lines_of,
+    load_bounds,
     pack_lanes,
     prelude,
     product,
@@ -62,20 +63,14 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
     gate_rows, paths = T.dynamic("gate_rows"), T.dynamic("paths")
 
     @T.macro
-    def load_rows(state, lse, dlse, gates, gate_step, column, lo, hi, filled, b, t0, h, chunk, q_start):
-        """Set what each lane's query starts from, and the keys that it sees."""
+    def load_rows(state, lse, dlse, gates, gate_step, column, filled, b, t0, h, chunk):
+        """Set what each lane's query starts from."""
         for lane in T.serial(lanes):
             t = t0 + T.truncdiv(lane, heads)
             g = chunk * heads + T.truncmod(lane, heads)
             clear_row(state, lane)
-            for r, _ in enumerate(ranges):
-                lo[r, lane] = 0
-                hi[r, lane] = 0
             if lane < filled:
                 load_row(state, lane, lse, dlse, gates, gate_step, column, b, t, h, g)
-                for r, span in enumerate(ranges):
-                    lo[r, lane] = bound_at(span.lo, q_start + t, keys)
-                    hi[r, lane] = bound_at(span.hi, q_start + t, keys)
 
     @T.macro
     def finish_rows(state, grad_gates, do_up, column, filled, b, t0, h, chunk):
@@ -157,9 +152,10 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                         copy_rows(q, q_up, wide_k, b, t0, h, chunk, filled)
                         copy_rows(dout, do_up, wide_v, b, t0, h, chunk, filled)
                         load_rows(
-                            *(state, lse, dlse, gates, gate_step, column, lo, hi),
-                            *(filled, b, t0, h, chunk, q_start),
+                            *(state, lse, dlse, gates, gate_step, column),
+                            *(filled, b, t0, h, chunk),
                         )
+                        load_bounds(lo, hi, ranges, filled, t0, q_start, heads, keys)
                         call("fill", dq_t.data, T.float32(0), dk * lanes)
                         end = 0
                         at = 0
