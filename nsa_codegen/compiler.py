@@ -64,7 +64,7 @@ def find_compiler() -> Compiler:
             raise CompilerError(
                 f"$CXX = {os.environ['CXX']!r} names no program; correct it, or unset it to use g++ or clang++"
             )
-        return _known((found, *asked[1:]))
+        return _known((str(Path(found).absolute()), *asked[1:]))  # it is called in another folder
     for name in ("g++", "clang++"):
         found = shutil.which(name)
         if found is not None:

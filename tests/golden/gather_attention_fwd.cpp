@@ -42,9 +42,8 @@ static int32_t gather_attention_kernel(int32_t* block_indices, float* k, float* 
     int32_t t0_1 = t0[0];
     int32_t h_1 = h[0];
     for (int32_t i_1 = 0; i_1 < taken_1; ++i_1) {
-      for (int32_t c = 0; c < 32; ++c) {
-        q_up[((((int64_t)i_1) * (int64_t)32) + ((int64_t)c))] = (q[((((((((int64_t)b_1) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + (((((int64_t)t0_1) + ((int64_t)i_1)) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h_1) * (int64_t)32)) + ((int64_t)c))] * nsa::log2_units(scale));
-      }
+      nsa::up_row<nsa::f32>((&(q_up[(((int64_t)i_1) * (int64_t)32)])), (&(q[(((((((int64_t)b_1) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + (((((int64_t)t0_1) + ((int64_t)i_1)) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h_1) * (int64_t)32))])), 32);
+      nsa::scale_row((&(q_up[(((int64_t)i_1) * (int64_t)32)])), nsa::log2_units(scale), 32);
     }
     for (int32_t u = 0; u < found[0]; ++u) {
       j[0] = listed[u];
@@ -86,10 +85,7 @@ static int32_t gather_attention_kernel(int32_t* block_indices, float* k, float* 
     int32_t t0_2 = t0[0];
     int32_t h_2 = h[0];
     for (int32_t i_3 = 0; i_3 < taken_2; ++i_3) {
-      float norm = nsa::inverse(total[i_3]);
-      for (int32_t c_1 = 0; c_1 < 32; ++c_1) {
-        out[((((((((int64_t)b_2) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + (((((int64_t)t0_2) + ((int64_t)i_3)) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h_2) * (int64_t)32)) + ((int64_t)c_1))] = (o[((((int64_t)i_3) * (int64_t)32) + ((int64_t)c_1))] * norm);
-      }
+      nsa::down_row<nsa::f32>((&(out[(((((((int64_t)b_2) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + (((((int64_t)t0_2) + ((int64_t)i_3)) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h_2) * (int64_t)32))])), (&(o[(((int64_t)i_3) * (int64_t)32)])), 32, nsa::inverse(total[i_3]));
       lse[((((((int64_t)b_2) * ((int64_t)kv_heads)) * ((int64_t)tokens)) + ((((int64_t)t0_2) + ((int64_t)i_3)) * ((int64_t)kv_heads))) + ((int64_t)h_2))] = nsa::log_sum_exp(top[i_3], total[i_3]);
     }
   }

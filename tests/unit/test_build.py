@@ -287,6 +287,9 @@ def test_the_order_of_compilers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     own = fake_compiler(tmp_path, "exit 0")
     monkeypatch.setenv("CXX", f"{own} --wrapped")
     assert find_compiler() == (own, "--wrapped")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CXX", f"./{Path(own).name}")
+    assert find_compiler() == (own,), "it is called in the folder of the kernel"
     monkeypatch.setenv("CXX", "absent-c++")
     with pytest.raises(CompilerError, match=r"\$CXX = 'absent-c\+\+' names no program"):
         find_compiler()

@@ -7,7 +7,7 @@ import tilelang.language as T
 from ...desc import KernelDesc
 from ...schedule import Schedule
 from ...target import Target
-from .common import ELEMENT, STORAGE, call, down, prelude, scalar, up
+from .common import ELEMENT, STORAGE, down_row, prelude, scalar, up, up_row
 
 
 def get_combine_bwd_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any:
@@ -40,12 +40,12 @@ def get_combine_bwd_kernel(desc: KernelDesc, schedule: Schedule, target: Target)
             gradient = T.alloc_local((dv,), "float32")
             for task in T.serial(task_lo, task_hi):
                 for r in T.serial(task * rows_per_task, T.min((task + 1) * rows_per_task, rows)):
-                    call(f"up_row<{ELEMENT[dtype]}>", gradient.data, T.address_of(dout[r, 0]), dv)
+                    up_row(dtype, gradient.data, T.address_of(dout[r, 0]), dv)
                     for p in tuple(range(paths)):
-                        for c in T.serial(dv):
-                            (d0, d1, d2, d3)[p][r, c] = down(
-                                dtype, gradient[c] * (gates[0, p] if shared else up(dtype, gates[r, p]))
-                            )
+                        down_row(
+                            *(dtype, T.address_of((d0, d1, d2, d3)[p][r, 0]), gradient.data, dv),
+                            gates[0, p] if shared else up(dtype, gates[r, p]),
+                        )
                         grad_gates[r, p] = scalar(
                             f"dot_row<{ELEMENT[dtype]}>",
                             *(gradient.data, T.address_of((o0, o1, o2, o3)[p][r, 0]), dv),

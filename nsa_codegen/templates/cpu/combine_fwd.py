@@ -7,7 +7,7 @@ import tilelang.language as T
 from ...desc import KernelDesc
 from ...schedule import Schedule
 from ...target import Target
-from .common import ELEMENT, STORAGE, call, down, prelude, up
+from .common import ELEMENT, STORAGE, call, prelude, up
 
 
 def get_combine_fwd_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any:
@@ -15,6 +15,11 @@ def get_combine_fwd_kernel(desc: KernelDesc, schedule: Schedule, target: Target)
     dtype, paths, dv = desc.dtype, desc.size("paths"), desc.size("dv")
     storage, shared = STORAGE[dtype], desc.word("gates") == "scalar"
     rows = T.dynamic("rows")
+
+    def weighted(outs, gates, r):
+        """Return row r of each path's output, and behind it its gate."""
+        weights = [gates[0, p] if shared else up(dtype, gates[r, p]) for p in range(paths)]
+        return [x for o, weight in zip(outs, weights, strict=False) for x in (T.address_of(o[r, 0]), weight)]
 
     @T.prim_func
     def combine(
@@ -29,18 +34,11 @@ def get_combine_fwd_kernel(desc: KernelDesc, schedule: Schedule, target: Target)
         task_hi: T.int32,
     ):
         with T.Kernel(1, prelude=prelude()) as _:
-            acc = T.alloc_local((dv,), "float32")
             for task in T.serial(task_lo, task_hi):
                 for r in T.serial(task * rows_per_task, T.min((task + 1) * rows_per_task, rows)):
-                    call("fill", acc.data, T.float32(0), dv)
-                    for p in tuple(range(paths)):
-                        call(
-                            f"axpy<{ELEMENT[dtype]}>",
-                            *(acc.data, T.address_of((o0, o1, o2, o3)[p][r, 0])),
-                            gates[0, p] if shared else up(dtype, gates[r, p]),
-                            dv,
-                        )
-                    for c in T.serial(dv):
-                        out[r, c] = down(dtype, acc[c])
+                    call(
+                        f"weighted_sum<{ELEMENT[dtype]}>",
+                        *(T.address_of(out[r, 0]), dv, *weighted((o0, o1, o2, o3), gates, r)),
+                    )
 
     return combine

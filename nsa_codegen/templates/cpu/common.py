@@ -78,6 +78,16 @@ def position_stride(x: Any) -> Any:
     return stride
 
 
+def up_row(dtype: str, dst: Any, src: Any, n: int) -> Any:
+    """Return the call that reads `n` elements at the address `src` as float32 to the address `dst`."""
+    return call(f"up_row<{ELEMENT[dtype]}>", dst, src, n)
+
+
+def down_row(dtype: str, dst: Any, src: Any, n: int, factor: Any = None) -> Any:
+    """Return the call that writes `n` float32 at the address `src`, times `factor` if given, as elements at `dst`."""
+    return call(f"down_row<{ELEMENT[dtype]}>", dst, src, n, T.float32(1) if factor is None else factor)
+
+
 def pack_lanes(dtype: str, dst: Any, x: Any, heads: int, rows: Any, factor: Any, *index: Any) -> Any:
     """Return the call that lays rows of `x`, from `index` on, in the lanes of `dst` [dim, lanes], times `factor`.
 

@@ -10,7 +10,7 @@ import tilelang.language as T
 from ...desc import KernelDesc
 from ...schedule import Schedule
 from ...target import Target
-from .common import ELEMENT, STORAGE, call, down, prelude
+from .common import ELEMENT, STORAGE, call, down_row, prelude
 from .mlp_backward import inner_kernel, mlp_tokens_kernel, mlp_weights_kernel
 
 RUN = 32
@@ -60,8 +60,7 @@ def tokens_kernel(desc: KernelDesc) -> Any:
                     if mean:
                         call(f"divide_row<{ELEMENT[dtype]}>", T.address_of(dx[b, t, h, 0]), acc.data, kernel, dim)
                     else:
-                        for c in T.serial(dim):
-                            dx[b, t, h, c] = down(dtype, acc[c])
+                        down_row(dtype, T.address_of(dx[b, t, h, 0]), acc.data, dim)
 
     return compress_tokens
 

@@ -11,7 +11,7 @@ import tilelang.language as T
 from ...desc import KernelDesc
 from ...schedule import Schedule
 from ...target import Target
-from .common import ELEMENT, STORAGE, call, decode_task, down, prelude, product, token_product, up
+from .common import ELEMENT, STORAGE, call, decode_task, down, down_row, prelude, product, token_product, up
 
 
 def get_compress_fwd_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any:
@@ -76,8 +76,7 @@ def conv_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                             f"multiply_add<{ELEMENT[dtype]}>",
                             *(acc.data, T.address_of(x[b, i * stride + u, h, 0]), T.address_of(weight[u, h, 0]), dim),
                         )
-                    for c in T.serial(dim):
-                        out[b, i, h, c] = down(dtype, acc[c])
+                    down_row(dtype, T.address_of(out[b, i, h, 0]), acc.data, dim)
 
     return compress
 

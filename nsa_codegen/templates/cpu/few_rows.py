@@ -11,12 +11,14 @@ from .common import (
     NEG_INF,
     bound_at,
     call,
+    down_row,
     load_bounds,
     position_stride,
     rows_at,
     scalar,
     stage_rows,
     store_sums,
+    up_row,
 )
 
 FEW_ROWS = 4  # for which keys and dims are laid in lanes; more rows are laid there themselves, which takes less time
@@ -47,9 +49,8 @@ def rows_ahead(dtype: str, x: Any, rows: Any, *index: Any) -> Any:
 def load_rows(dtype, q_r, at, q, tile, filled, scale, b, t0, h, chunk):
     """Lay a tile's queries side by side in q_r from row `at` on, times what makes scores of them in log2 units."""
     for r in T.serial(filled):
-        call(
-            f"up_row<{ELEMENT[dtype]}>",
-            T.address_of(q_r[at + r, 0]),
+        up_row(
+            *(dtype, T.address_of(q_r[at + r, 0])),
             T.address_of(q[b, t0 + T.truncdiv(r, tile.heads), h, chunk * tile.heads + T.truncmod(r, tile.heads), 0]),
             q.shape[-1],
         )
@@ -83,10 +84,10 @@ def attend_rows(
 def store_rows(dtype, out, o, at, factors, tile, filled, b, t0, h, chunk):
     """Write a tile's rows of outputs, rows of `o` from `at` on, times their factors."""
     for r in T.serial(filled):
-        call(
-            f"down_rows<{ELEMENT[dtype]}>",
+        down_row(
+            dtype,
             T.address_of(out[b, t0 + T.truncdiv(r, tile.heads), h, chunk * tile.heads + T.truncmod(r, tile.heads), 0]),
-            *(T.int64(0), T.address_of(o[at + r, 0]), o.shape[-1], 1, o.shape[-1], factors[at + r]),
+            *(T.address_of(o[at + r, 0]), o.shape[-1], factors[at + r]),
         )
 
 

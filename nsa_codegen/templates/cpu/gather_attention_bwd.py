@@ -22,13 +22,13 @@ from .common import (
     STORAGE,
     call,
     decode_run,
-    down,
+    down_row,
     lines_at,
     members_at,
     prelude,
     product,
     scalar,
-    up,
+    up_row,
 )
 from .run_sums import seen_by_run, sums_kernel
 
@@ -65,10 +65,11 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                 row = i * heads + g
                 clear_row(state, row)
                 if chunk * heads + g < group:
-                    for c in T.serial(dk):
-                        q_up[row, c] = up(dtype, q[b, t0 + i, h, chunk * heads + g, c]) * scalar("log2_units", scale)
-                    for c in T.serial(dv):
-                        do_up[row, c] = up(dtype, dout[b, t0 + i, h, chunk * heads + g, c])
+                    up_row(dtype, T.address_of(q_up[row, 0]), T.address_of(q[b, t0 + i, h, chunk * heads + g, 0]), dk)
+                    call("scale_row", T.address_of(q_up[row, 0]), scalar("log2_units", scale), dk)
+                    up_row(
+                        dtype, T.address_of(do_up[row, 0]), T.address_of(dout[b, t0 + i, h, chunk * heads + g, 0]), dv
+                    )
                     load_row(state, row, lse, dlse, gates, gate_step, column, b, t0 + i, h, chunk * heads + g)
 
     @T.macro
@@ -249,7 +250,9 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                                             dk,
                                         ),
                                     )
-                                for c in T.serial(dk):
-                                    dq[b, t0 + i, h, chunk * heads + g, c] = down(dtype, dq_up[i * heads + g, c])
+                                down_row(
+                                    *(dtype, T.address_of(dq[b, t0 + i, h, chunk * heads + g, 0])),
+                                    *(T.address_of(dq_up[i * heads + g, 0]), dk),
+                                )
 
     return gather_attention_runs

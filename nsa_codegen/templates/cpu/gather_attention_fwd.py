@@ -20,7 +20,7 @@ from .common import (
     STORAGE,
     call,
     decode_task,
-    down,
+    down_row,
     lines_at,
     members_at,
     prelude,
@@ -28,7 +28,7 @@ from .common import (
     rows_at,
     scalar,
     stage_rows,
-    up,
+    up_row,
 )
 from .few_rows import FEW_ROWS, rows_ahead
 
@@ -51,13 +51,14 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
     def load_queries(q, q_up, taken, b, t0, h, chunk, scale):
         for i in T.serial(taken):
             for g in T.serial(heads):
-                for c in T.serial(dk):
-                    if chunk * heads + g < group:
-                        q_up[i * heads + g, c] = up(dtype, q[b, t0 + i, h, chunk * heads + g, c]) * scalar(
-                            "log2_units", scale
-                        )
-                    else:
-                        q_up[i * heads + g, c] = 0.0
+                if chunk * heads + g < group:
+                    up_row(
+                        *(dtype, T.address_of(q_up[i * heads + g, 0])),
+                        *(T.address_of(q[b, t0 + i, h, chunk * heads + g, 0]), dk),
+                    )
+                    call("scale_row", T.address_of(q_up[i * heads + g, 0]), scalar("log2_units", scale), dk)
+                else:
+                    call("fill", T.address_of(q_up[i * heads + g, 0]), T.float32(0), dk)
 
     def end_of(t, length, q_start):
         """The end of the keys that query `t` may see."""
@@ -109,9 +110,10 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
         for i in T.serial(taken):
             for g in T.serial(heads):
                 if chunk * heads + g < group:
-                    norm = scalar("inverse", total[i * heads + g])
-                    for c in T.serial(dv):
-                        out[b, t0 + i, h, chunk * heads + g, c] = down(dtype, o[i * heads + g, c] * norm)
+                    down_row(
+                        *(dtype, T.address_of(out[b, t0 + i, h, chunk * heads + g, 0])),
+                        *(T.address_of(o[i * heads + g, 0]), dv, scalar("inverse", total[i * heads + g])),
+                    )
                     lse[b, t0 + i, h, chunk * heads + g] = scalar(
                         "log_sum_exp", top[i * heads + g], total[i * heads + g]
                     )

@@ -1,10 +1,13 @@
-// Types as they are stored, and rows of them.
+// Types as they are stored, by one and by the vector, and rows of them. Left to the compiler, a loop over a vector's numbers
+// takes it several seconds to unroll.
 namespace nsa {
 
 struct f32 {
   typedef float raw;
   NSA_INLINE float up(raw x) { return x; }
   NSA_INLINE raw down(float x) { return x; }
+  NSA_INLINE vf load(const raw *p) { return nsa::load(p); }
+  NSA_INLINE void store(raw *p, vf x) { nsa::store(p, x); }
 };
 
 struct bf16 {
@@ -21,19 +24,30 @@ struct bf16 {
     uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     return (raw)(x == x ? rounded : 0x7fc0u);
   }
+  NSA_INLINE vf load(const raw *p) { return (vf)(widened(p) << 16); }
+  NSA_INLINE void store(raw *p, vf x) {
+    vu bits = (vu)x, rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    *(vh_mem *)p = __builtin_convertvector((vi)(x == x ? rounded : vu{} + 0x7fc0u), vh);
+  }
 };
 
-#if defined(__F16C__) // vectors of f16 and of as many float32, or of the first four
+// With F16C the processor converts. Clang knows the type, also in vectors; GCC before 13 only the instructions.
+#if defined(__F16C__) && defined(__clang__)
+typedef _Float16 vh_float __attribute__((vector_size(NSA_VECTOR_BYTES / 2)));
+typedef _Float16 vh_float_mem __attribute__((vector_size(NSA_VECTOR_BYTES / 2), aligned(2), may_alias));
+#elif defined(__F16C__) // eight f16, and four float32
 typedef int16_t halves __attribute__((vector_size(16)));
-typedef int16_t halves_mem __attribute__((vector_size(16), aligned(2), may_alias));
-typedef float floats_mem __attribute__((vector_size(32), aligned(4), may_alias));
 typedef float four_floats __attribute__((vector_size(16)));
 #endif
 
 struct f16 {
   typedef uint16_t raw;
   NSA_INLINE float up(raw x) {
-#if defined(__F16C__)
+#if defined(__F16C__) && defined(__clang__)
+    _Float16 y;
+    memcpy(&y, &x, 2);
+    return y;
+#elif defined(__F16C__)
     return __builtin_ia32_vcvtph2ps(halves{(int16_t)x})[0];
 #else
     uint32_t magnitude = (uint32_t)(x & 0x7fffu) << 13, sign = (uint32_t)(x & 0x8000u) << 16;
@@ -49,7 +63,12 @@ struct f16 {
 #endif
   }
   NSA_INLINE raw down(float x) {
-#if defined(__F16C__)
+#if defined(__F16C__) && defined(__clang__)
+    _Float16 y = (_Float16)x;
+    raw bits;
+    memcpy(&bits, &y, 2);
+    return bits;
+#elif defined(__F16C__)
     return (raw)__builtin_ia32_vcvtps2ph(four_floats{x}, 0)[0]; // 0: to nearest, ties to even
 #else
     uint32_t bits;
@@ -70,16 +89,34 @@ struct f16 {
     return (raw)(sign | ((magnitude - 0x38000000u + 0xfffu + odd) >> 13));
 #endif
   }
+#if defined(__F16C__) && defined(__clang__)
+  NSA_INLINE vf load(const raw *p) { return __builtin_convertvector(*(const vh_float_mem *)p, vf); }
+  NSA_INLINE void store(raw *p, vf x) { *(vh_float_mem *)p = __builtin_convertvector(x, vh_float); }
+#elif NSA_VECTOR_BYTES == 64 && defined(__F16C__)
+  NSA_INLINE vf load(const raw *p) { return __builtin_ia32_vcvtph2ps512_mask(*(const vh_mem *)p, vf{}, -1, 4); }
+  NSA_INLINE void store(raw *p, vf x) { *(vh_mem *)p = __builtin_ia32_vcvtps2ph512_mask(x, 0, vh{}, -1); }
+#elif NSA_VECTOR_BYTES == 32 && defined(__F16C__)
+  NSA_INLINE vf load(const raw *p) { return __builtin_ia32_vcvtph2ps256(*(const vh_mem *)p); }
+  NSA_INLINE void store(raw *p, vf x) { *(vh_mem *)p = __builtin_ia32_vcvtps2ph256(x, 0); }
+#else
+  NSA_INLINE vf load(const raw *p) {
+    vf x;
+    for (int i = 0; i < W; i++)
+      x[i] = up(p[i]);
+    return x;
+  }
+  NSA_INLINE void store(raw *p, vf x) {
+    for (int i = 0; i < W; i++)
+      p[i] = down(x[i]);
+  }
+#endif
 };
 
 // dst[i] = float(src[i]) for i < n.
 template <typename T> NSA_INLINE void up_row(float *dst, const typename T::raw *src, int n) {
   int i = 0;
-#if defined(__F16C__)
-  if (__is_same(T, f16))
-    for (; i + 8 <= n; i += 8)
-      *(floats_mem *)(dst + i) = __builtin_ia32_vcvtph2ps256(*(const halves_mem *)(src + i));
-#endif
+  for (; i + W <= n; i += W)
+    store(dst + i, T::load(src + i));
   for (; i < n; i++)
     dst[i] = T::up(src[i]);
 }
@@ -95,27 +132,38 @@ NSA_INLINE void up_rows(float *dst, int ld, const typename T::raw *src, int64_t 
   memset(dst + rows * ld, 0, sizeof(float) * (padded - rows) * ld);
 }
 
-// dst[r * stride ...] = T(factor * src[r * ld ...]) for r < rows, `width` elements each.
+// dst[i] = T(factor * src[i]) for i < n.
+template <typename T> NSA_INLINE void down_row(typename T::raw *dst, const float *src, int n, float factor) {
+  int i = 0;
+  for (; i + W <= n; i += W)
+    T::store(dst + i, load(src + i) * factor);
+  for (; i < n; i++)
+    dst[i] = T::down(src[i] * factor);
+}
+
+// The same for `rows` rows of `width`, in dst `stride` apart and in src `ld`.
 template <typename T>
 NSA_INLINE void down_rows(typename T::raw *dst, int64_t stride, const float *src, int ld, int rows, int width, float factor) {
   for (int r = 0; r < rows; r++)
-    for (int c = 0; c < width; c++)
-      dst[r * stride + c] = T::down(factor * src[r * ld + c]);
+    down_row<T>(dst + r * stride, src + r * ld, width, factor);
 }
 
 // acc[i] += float(src[i]) for i < n.
 template <typename T> NSA_INLINE void add_row(float *acc, const typename T::raw *src, int n) {
-  for (int i = 0; i < n; i++)
+  int i = 0;
+  for (; i + W <= n; i += W)
+    store(acc + i, load(acc + i) + T::load(src + i));
+  for (; i < n; i++)
     acc[i] += T::up(src[i]);
 }
 
 // sum of a[i] * float(src[i]) for i < n, in W partial sums.
 template <typename T> NSA_INLINE float dot_row(const float *a, const typename T::raw *src, int n) {
-  float sums[W] = {}, sum = 0.0f;
+  vf sums = vf{};
+  float sum = 0.0f;
   int i = 0;
   for (; i + W <= n; i += W)
-    for (int x = 0; x < W; x++)
-      sums[x] += a[i + x] * T::up(src[i + x]);
+    sums += load(a + i) * T::load(src + i);
   for (; i < n; i++)
     sum += a[i] * T::up(src[i]);
   for (int x = 0; x < W; x++)
@@ -125,14 +173,32 @@ template <typename T> NSA_INLINE float dot_row(const float *a, const typename T:
 
 // dst[i] = T(src[i] / by) for i < n.
 template <typename T> NSA_INLINE void divide_row(typename T::raw *dst, const float *src, int by, int n) {
-  for (int i = 0; i < n; i++)
+  int i = 0;
+  for (; i + W <= n; i += W)
+    T::store(dst + i, load(src + i) / (float)by);
+  for (; i < n; i++)
     dst[i] = T::down(src[i] / (float)by);
 }
 
-// acc[i] += weight * float(src[i]) for i < n.
-template <typename T> NSA_INLINE void axpy(float *acc, const typename T::raw *src, float weight, int n) {
-  for (int i = 0; i < n; i++)
-    acc[i] += weight * T::up(src[i]);
+// sum + float(src[i]) * weight, and so on for further pairs of src and weight, of one number or of a vector.
+template <typename T> NSA_INLINE float weighted_one(int, float sum) { return sum; }
+template <typename T, typename... More>
+NSA_INLINE float weighted_one(int i, float sum, const typename T::raw *src, float weight, More... more) {
+  return weighted_one<T>(i, sum + T::up(src[i]) * weight, more...);
+}
+template <typename T> NSA_INLINE vf weighted_vector(int, vf sum) { return sum; }
+template <typename T, typename... More>
+NSA_INLINE vf weighted_vector(int i, vf sum, const typename T::raw *src, float weight, More... more) {
+  return weighted_vector<T>(i, sum + T::load(src + i) * weight, more...);
+}
+
+// dst[i] = T(sum of src[i] * weight) over pairs of src and weight, for i < n.
+template <typename T, typename... Pairs> NSA_INLINE void weighted_sum(typename T::raw *dst, int n, Pairs... pairs) {
+  int i = 0;
+  for (; i + W <= n; i += W)
+    T::store(dst + i, weighted_vector<T>(i, vf{}, pairs...));
+  for (; i < n; i++)
+    dst[i] = T::down(weighted_one<T>(i, 0.0f, pairs...));
 }
 
 NSA_INLINE void scale_row(float *x, float factor, int n) {
@@ -168,7 +234,10 @@ NSA_INLINE void gelu_backward(float *x, float *dy, int n) {
 
 // acc[i] += w[i] * float(src[i]) for i < n.
 template <typename T> NSA_INLINE void multiply_add(float *acc, const typename T::raw *src, const float *w, int n) {
-  for (int i = 0; i < n; i++)
+  int i = 0;
+  for (; i + W <= n; i += W)
+    store(acc + i, load(acc + i) + load(w + i) * T::load(src + i));
+  for (; i < n; i++)
     acc[i] += w[i] * T::up(src[i]);
 }
 

@@ -21,21 +21,6 @@ template <int D = W / 2> NSA_INLINE void transpose(vf *rows) {
     transpose<D / 2>(rows);
 }
 
-template <typename T> NSA_INLINE vf load_up(const typename T::raw *p) {
-  if constexpr (sizeof(typename T::raw) == 4)
-    return load((const float *)p);
-  float x[W];
-  up_row<T>(x, p, W);
-  return load(x);
-}
-
-template <typename T> NSA_INLINE void store_down(typename T::raw *p, vf x) {
-  if constexpr (sizeof(typename T::raw) == 4)
-    return store((float *)p, x);
-  for (int i = 0; i < W; i++)
-    p[i] = T::down(x[i]);
-}
-
 // Rows of queries and heads, the heads of a query together: row r is at (r / HEADS) * query + (r % HEADS) * head.
 template <int HEADS> NSA_INLINE int64_t row_at(int r, int64_t query, int64_t head) {
   return HEADS == 1 ? r * query : r / HEADS * query + r % HEADS * head;
@@ -52,7 +37,7 @@ NSA_INLINE void pack_lanes(float *dst, int lanes, const typename T::raw *src, in
     int c = 0;
     for (; c + W <= width; c += W) {
       vf x[W];
-      NSA_UNROLL for (int i = 0; i < W; i++) x[i] = load_up<T>(row[i] + c);
+      NSA_UNROLL for (int i = 0; i < W; i++) x[i] = T::load(row[i] + c);
       transpose(x);
       NSA_UNROLL for (int i = 0; i < W; i++) store(dst + (c + i) * lanes + r, x[i] * factor);
     }
@@ -83,7 +68,7 @@ NSA_INLINE void unpack_lanes(typename T::raw *dst, int64_t query, int64_t head, 
       vf x[W];
       NSA_UNROLL for (int i = 0; i < W; i++) x[i] = load(src + (c + i) * lanes + r) * factor;
       transpose(x);
-      NSA_UNROLL for (int i = 0; i < W; i++) store_down<T>(row[i] + c, ADDED ? x[i] + load_up<T>(row[i] + c) : x[i]);
+      NSA_UNROLL for (int i = 0; i < W; i++) T::store(row[i] + c, ADDED ? x[i] + T::load(row[i] + c) : x[i]);
     }
     for (; c < width; c++)
       for (int i = 0; i < W; i++)

@@ -29,6 +29,21 @@ constexpr int W = NSA_VECTOR_BYTES / 4;
 typedef float vf __attribute__((vector_size(NSA_VECTOR_BYTES)));
 typedef int32_t vi __attribute__((vector_size(NSA_VECTOR_BYTES)));
 typedef float vf_mem __attribute__((vector_size(NSA_VECTOR_BYTES), aligned(4), may_alias));
+typedef uint32_t vu __attribute__((vector_size(NSA_VECTOR_BYTES)));
+typedef int16_t vh __attribute__((vector_size(NSA_VECTOR_BYTES / 2))); // as many of 16 bits
+typedef int16_t vh_mem __attribute__((vector_size(NSA_VECTOR_BYTES / 2), aligned(2), may_alias));
+
+// A vector's worth of 16 bits each, in the low bits of 32. GCC 12 takes the general form apart into halves.
+NSA_INLINE vu widened(const uint16_t *p) {
+  vh x = *(const vh_mem *)p;
+#if defined(NSA_GCC_NAMES)
+  return (vu)__builtin_ia32_pmovzxwd512_mask(x, vi{}, -1);
+#elif NSA_VECTOR_BYTES == 32 && defined(__AVX2__) && !defined(__clang__)
+  return (vu)__builtin_ia32_pmovzxwd256(x);
+#else
+  return __builtin_convertvector(x, vu) & 0xffffu;
+#endif
+}
 
 NSA_INLINE vf load(const float *p) { return *(const vf_mem *)p; }
 NSA_INLINE void store(float *p, vf x) { *(vf_mem *)p = x; }
