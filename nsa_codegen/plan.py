@@ -6,7 +6,7 @@ import functools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -114,7 +114,9 @@ def plan_of(program: str, dtype: str, group: int, dk: int, dv: int, gates: str, 
 
 def _sequence(plan: Plan, packed: bool, means: bool) -> KernelSequence:
     """Return the kernels of `plan` in order, and what lies between them; with `means`, these are given."""
-    steps, areas = [], []
+    steps: list[Step] = []
+    attends: list[Step] = []
+    areas: list[Area] = []
     for number in plan.order:
         path, own = plan.paths[number], {"q": QUERIES, "k": f"keys {number}", "v": f"values {number}"}
         attend, keys = path.attend, f"keys {number}"
@@ -133,7 +135,9 @@ def _sequence(plan: Plan, packed: bool, means: bool) -> KernelSequence:
         own |= {"out": f"output {number}", "lse": f"lse {number}", "indices": f"list {path.lists}"}
         dv, dtype = attend.desc.size("dv"), attend.desc.dtype
         areas += [Area(name=own["out"], bytes=dv * element_bytes(dtype)), Area(name=own["lse"], bytes=4)]
-        steps.append(Step.of(attend, keys, **own))
+        (attends if path.lists is None else steps).append(Step.of(attend, keys, **own))
+    # What only the combination needs comes last, side by side; listed blocks, which take longest, first.
+    steps += [replace(step, beside=i > 0) for i, step in enumerate(reversed(attends))]
     assert plan.combine is not None
     outs = {f"o{number}": f"output {number}" for number in range(len(plan.paths))}
     steps.append(Step.of(plan.combine, QUERIES, **outs, gates="gates", out="out"))

@@ -59,6 +59,7 @@ class Step:
     """A kernel, what sizes make of it, and the names of the tensors that it takes; it goes through that called `keys`.
 
     `slots` are its arguments in order: a tensor's name, or else what its extent calls the argument, or `numbers` does.
+    With `beside`, it needs nothing of the step before, and may run at the same time.
     """
 
     kernel: Kernel
@@ -66,6 +67,7 @@ class Step:
     keys: str
     slots: tuple[tuple[bool, str], ...]
     numbers: Mapping[str, int]
+    beside: bool = False
 
     @classmethod
     def of(cls, kernel: Kernel, keys: str, numbers: Mapping[str, int] | None = None, /, **tensors: str) -> Step:
@@ -163,7 +165,7 @@ class Sequence:
         for step, extent in zip(self.steps, extents, strict=True):
             own: dict[str, Place] = {name: (0, n, 0, 0) for name, n in {**extent.sizes, **step.numbers}.items()}
             own |= {name: (base, memory.take(4 * elements), 0, 0) for name, elements in extent.scratch.items()}
-            call += (step.kernel.artifact.address, extent.tasks, len(step.slots))
+            call += (step.kernel.artifact.address, extent.tasks, len(step.slots), step.beside)
             for shared, name in step.slots:
                 call += at[name] if shared else own[name]
         return Layout(array.array("q", call), memory.size)

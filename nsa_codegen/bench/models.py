@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import NSA, PRESETS, NSAAttention, NSAModel
+from ..ops import Work
 from ..spec import NSASpec
+from . import works
 from .contenders import Inputs, dense, quiet
 from .measure import Contender
 
@@ -125,21 +127,35 @@ def missing_rival() -> str | None:
 
 
 def module(spec: NSASpec, dtype: str, tokens: int) -> list[Contender]:
-    """Return `NSAAttention`, its dense twin, and the module from PyPI if it is there: whole modules, forward."""
+    """Return `NSAAttention`, its dense twin, and the module from PyPI if it is there: whole modules, forward.
+
+    Of the last, whose attention is defined otherwise, the work is not known.
+    """
     hidden = spec.num_heads * spec.head_dim
     torch.manual_seed(0)
     mine = NSAAttention(hidden, spec.replace(kv_per_path=False), impl="compiled").to(getattr(torch, dtype))
     twin = DenseAttention(mine)
     x = torch.randn((1, tokens, hidden), generator=torch.Generator().manual_seed(0)).to(getattr(torch, dtype))
+    ours = works.whole_work(spec, dtype, batch=1, queries=tokens, keys=tokens)
+    theirs = works.dense_work(spec, dtype, batch=1, queries=tokens, keys=tokens)
     found = [
-        Contender(name="nsa", run=quiet(lambda: mine(x))),
-        Contender(name="sdpa", run=quiet(lambda: twin(x))),
+        Contender(name="nsa", run=quiet(lambda: mine(x)), work=_with_projections(ours, mine, x)),
+        Contender(name="sdpa", run=quiet(lambda: twin(x)), work=_with_projections(theirs, twin, x)),
     ]
     if missing_rival() is None:
         rival = _rival(spec, hidden).to(getattr(torch, dtype))
         quiet(lambda: rival(x[:, :_RIVAL_FIRST_TOKENS]))()
         found.append(Contender(name=RIVAL, run=quiet(lambda: rival(x))))
     return found
+
+
+def _with_projections(attention: Work, net: nn.Module, x: Tensor) -> Work:
+    """Return the work of `net` on x `[B, T, hidden]`: `attention` and products with weights; operands count once."""
+    weights = sum(layer.weight.numel() for layer in net.modules() if isinstance(layer, nn.Linear))
+    return Work(
+        operations=attention.operations + 2 * x.shape[0] * x.shape[1] * weights,
+        bytes=x.element_size() * (weights + 2 * x.numel()),
+    )
 
 
 def _rival(spec: NSASpec, hidden: int) -> nn.Module:

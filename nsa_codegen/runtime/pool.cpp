@@ -1,6 +1,7 @@
 // Thread pool of the CPU kernels: persistent workers that take ranges of independent tasks.
 // One caller at a time has the workers; a second one runs its tasks itself, in its own thread.
-// `nsa_parallel` runs the tasks of a kernel, `nsa_sequence` kernels one after the other, or batch rows side by side.
+// `nsa_parallel` runs the tasks of a kernel; `nsa_sequence` runs kernels in order, some side by side, or takes batch rows through
+// all of them side by side.
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -195,42 +196,111 @@ extern "C" int32_t nsa_parallel(nsa_task_fn task, void* context, int32_t tasks, 
 
 namespace {
 
-// Kernels in order: for each its entry, tasks and number of arguments, and for each argument which of `bases` its eight
-// bytes start from, how far they are from there, and by how much they grow from one row, and one worker, to the next.
+// Kernels in order: for each its entry, tasks, number of arguments, and whether it may run beside the one before; and for each
+// argument which of `bases` its eight bytes start from, how far they are from there, and by how much they grow from one row,
+// and one worker, to the next.
 struct Sequence {
   const int64_t* kernels;
   const int64_t* bases;
   int32_t count;
 };
 
-int32_t run_row(const Sequence& sequence, nsa_parallel_fn parallel, int32_t threads, int64_t row, int64_t worker) {
+constexpr int32_t kHeader = 4, kPlace = 4;  // numbers of a kernel, and of each of its arguments
+
+struct Kernel {
+  nsa_entry_fn entry;
+  int32_t tasks;
   std::vector<int64_t> values;
-  const int64_t* at = sequence.kernels;
-  for (int32_t kernel = 0; kernel < sequence.count; ++kernel) {
-    const auto entry = reinterpret_cast<nsa_entry_fn>(at[0]);
-    const auto tasks = static_cast<int32_t>(at[1]);
-    values.resize(at[2]);
-    at += 3;
-    for (int64_t& value : values) {
-      value = sequence.bases[at[0]] + at[1] + row * at[2] + worker * at[3];
-      at += 4;
-    }
-    const int32_t result = tasks > 0 ? entry(parallel, threads, tasks, values.data()) : 0;
-    if (result != 0) return result;
+};
+
+// The kernel at `at`, which moves on behind it.
+Kernel next_kernel(const Sequence& sequence, const int64_t*& at, int64_t row, int64_t worker) {
+  Kernel kernel{reinterpret_cast<nsa_entry_fn>(at[0]), static_cast<int32_t>(at[1]), std::vector<int64_t>(at[2])};
+  at += kHeader;
+  for (int64_t& value : kernel.values) {
+    value = sequence.bases[at[0]] + at[1] + row * at[2] + worker * at[3];
+    at += kPlace;
   }
-  return 0;
+  return kernel;
+}
+
+int32_t call(const Kernel& kernel, nsa_parallel_fn parallel, int32_t threads) {
+  return kernel.tasks > 0 ? kernel.entry(parallel, threads, kernel.tasks, kernel.values.data()) : 0;
 }
 
 thread_local int32_t own_number = 0;
 
 int32_t alone(nsa_task_fn task, void* context, int32_t tasks, int32_t) { return task(context, 0, tasks, own_number); }
 
+int32_t run_row(const Sequence& sequence, int64_t row, int64_t worker) {
+  own_number = static_cast<int32_t>(worker);
+  const int64_t* at = sequence.kernels;
+  int32_t result = 0;
+  for (int32_t kernel = 0; kernel < sequence.count && result == 0; ++kernel)
+    result = call(next_kernel(sequence, at, row, worker), alone, 1);
+  return result;
+}
+
 int32_t run_rows(void* context, int32_t lo, int32_t hi, int32_t worker) {
-  own_number = worker;
   int32_t result = 0;
   for (int32_t row = lo; row < hi && result == 0; ++row)
-    result = run_row(*static_cast<const Sequence*>(context), alone, 1, row, worker);
+    result = run_row(*static_cast<const Sequence*>(context), row, worker);
   return result;
+}
+
+// What an entry would have run.
+struct Job {
+  nsa_task_fn task;
+  void* context;
+  int32_t tasks;
+};
+
+thread_local Job noted{};
+
+int32_t note(nsa_task_fn task, void* context, int32_t tasks, int32_t) {
+  noted = {task, context, tasks};
+  return 0;
+}
+
+// Tasks of several jobs, numbered one job after the other.
+int32_t run_jobs(void* context, int32_t lo, int32_t hi, int32_t worker) {
+  for (const Job& job : *static_cast<const std::vector<Job>*>(context)) {
+    const int32_t from = lo > 0 ? lo : 0, to = hi < job.tasks ? hi : job.tasks;
+    const int32_t result = from < to ? job.task(job.context, from, to, worker) : 0;
+    if (result != 0) return result;
+    lo -= job.tasks;
+    hi -= job.tasks;
+  }
+  return 0;
+}
+
+// Kernels side by side: their tasks are those of one call of the pool, so that few of each still keep all threads busy.
+int32_t run_together(const std::vector<Kernel>& kernels, int32_t threads) {
+  if (kernels.size() == 1) return call(kernels[0], nsa_parallel, threads);
+  std::vector<Job> jobs;
+  int32_t tasks = 0;
+  for (const Kernel& kernel : kernels) {
+    if (kernel.tasks <= 0) continue;
+    const int32_t result = call(kernel, note, threads);
+    if (result != 0) return result;
+    jobs.push_back(noted);
+    tasks += noted.tasks;
+  }
+  return nsa_parallel(run_jobs, &jobs, tasks, threads);
+}
+
+int32_t run_waves(const Sequence& sequence, int32_t threads) {
+  const int64_t* at = sequence.kernels;
+  std::vector<Kernel> together;
+  int32_t result = 0;
+  for (int32_t kernel = 0; kernel < sequence.count && result == 0; ++kernel) {
+    if (at[3] == 0 && !together.empty()) {
+      result = run_together(together, threads);
+      together.clear();
+    }
+    together.push_back(next_kernel(sequence, at, 0, 0));
+  }
+  return result == 0 && !together.empty() ? run_together(together, threads) : result;
 }
 
 }  // namespace
@@ -238,6 +308,6 @@ int32_t run_rows(void* context, int32_t lo, int32_t hi, int32_t worker) {
 extern "C" int32_t nsa_sequence(const int64_t* kernels, const int64_t* bases, int32_t count, int32_t rows,
                                 int32_t threads) {
   Sequence sequence{kernels, bases, count};
-  if (rows == 1) return run_row(sequence, nsa_parallel, threads, 0, 0);
+  if (rows == 1) return run_waves(sequence, threads);
   return nsa_parallel(run_rows, &sequence, rows, threads);
 }

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from cases import kernels_of
+from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from nsa_codegen import requests
-from nsa_codegen.bench import contenders, models, start
+from nsa_codegen.bench import contenders, models, start, works
 from nsa_codegen.bench.settings import Settings
 from nsa_codegen.bench.stats import quartiles, ratios
 from nsa_codegen.bench.suite import plan, require_result
@@ -116,6 +117,21 @@ def test_rivals_compute_the_same_attention(kernels: Path) -> None:
     weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
     wanted = torch.einsum("bhts,bsd->bhtd", weights, x.v[:, :, 0])
     assert torch.allclose(contenders.dense(q, k, v), wanted, atol=1e-5)
+
+
+def test_a_modules_work_is_that_of_its_projections_and_its_attention(kernels: Path) -> None:
+    """Torch counts the projections, and neither attention; the dense one has two products by pair of positions."""
+    ours, twin, *_ = models.module(SETTINGS.spec, "float32", 96)
+    pairs = SETTINGS.spec.num_heads * 96 * 97 // 2
+    attentions = {
+        ours: works.whole_work(SETTINGS.spec, "float32", batch=1, queries=96, keys=96).operations,
+        twin: pairs * 2 * 2 * SETTINGS.spec.head_dim,
+    }
+    for contender, attention in attentions.items():
+        with FlopCounterMode(display=False) as counter:
+            contender.run()
+        assert contender.work is not None
+        assert contender.work.operations == counter.get_total_flops() + attention
 
 
 def test_steps_put_together_are_the_attention(kernels: Path) -> None:

@@ -319,3 +319,78 @@ def fork_and(check: Callable[[], bool], seconds: float = 20.0) -> bool:
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return False
+
+
+MEETING = r"""
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <thread>
+typedef int32_t (*nsa_task_fn)(void* context, int32_t lo, int32_t hi, int32_t worker);
+typedef int32_t (*nsa_parallel_fn)(nsa_task_fn task, void* context, int32_t tasks, int32_t threads);
+union nsa_value { void* pointer; int32_t int32; float float32; };
+
+// Task i adds 1 to runs[i], and ends well once `wanted` tasks of all kernels have begun; with status 7 after a second.
+static int32_t meet(void* context, int32_t lo, int32_t hi, int32_t) {
+  const nsa_value* a = static_cast<const nsa_value*>(context);
+  auto& present = *static_cast<std::atomic<int32_t>*>(a[0].pointer);
+  for (int32_t i = lo; i < hi; ++i) {
+    ++static_cast<int32_t*>(a[2].pointer)[i];
+    ++present;
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(1);
+    while (present.load() < a[1].int32) {
+      if (std::chrono::steady_clock::now() > end) return 7;
+      std::this_thread::yield();
+    }
+  }
+  return 0;
+}
+extern "C" int32_t nsa_meet(nsa_parallel_fn parallel, int32_t threads, int32_t tasks, const nsa_value* a) {
+  return parallel(meet, (void*)a, tasks, threads);
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def meeting(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    arguments = (
+        *(Argument(name=n, kind=k) for n, k in (("present", "pointer"), ("wanted", "int32"), ("runs", "pointer"))),
+    )
+    source = KernelSource(text=MEETING, entry="nsa_meet", arguments=arguments)
+    store = KernelStore(tmp_path_factory.mktemp("meeting"))
+    return Artifact.build(
+        KernelDesc.of("meeting", "float32"), CpuSchedule(), GENERIC, store=store, lower=lambda *_: source
+    )
+
+
+def run_in_order(
+    kernel: Artifact, tasks: list[int], beside: list[bool], wanted: int, threads: int
+) -> tuple[int, list[int]]:
+    """Return the status of a sequence of `kernel` with so many tasks each, and how often each of all tasks ran."""
+    present, runs = array.array("i", [0]), array.array("i", [0] * sum(tasks))
+    bases = array.array("q", [0, present.buffer_info()[0], runs.buffer_info()[0]])
+    numbers = array.array("q")
+    for i, count in enumerate(tasks):
+        first = 4 * sum(tasks[:i])
+        numbers.extend([kernel.address, count, 3, beside[i], 1, 0, 0, 0, 0, wanted, 0, 0, 2, first, 0, 0])
+    status = kernel.pool.sequence(numbers.buffer_info()[0], bases.buffer_info()[0], len(tasks), 1, threads)
+    return status, list(runs)
+
+
+def test_kernels_side_by_side_share_the_threads(meeting: Artifact) -> None:
+    """One task each: they meet if they run at once, and wait in vain one after the other."""
+    assert run_in_order(meeting, [1, 1], [False, True], wanted=2, threads=2) == (0, [1, 1])
+    assert run_in_order(meeting, [1, 1], [False, False], wanted=2, threads=2) == (7, [1, 0])
+    assert run_in_order(meeting, [1, 1, 1], [False, False, True], wanted=0, threads=3) == (0, [1] * 3)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_every_task_of_kernels_side_by_side_runs_once(meeting: Artifact, threads: int) -> None:
+    for tasks in ([1, 1], [3, 0, 40], [0, 5], [0, 0], [17, 2, 9, 1]):
+        for beside in ([True] * len(tasks), [False] * len(tasks), [i % 2 == 1 for i in range(len(tasks))]):
+            assert run_in_order(meeting, tasks, beside, wanted=0, threads=threads) == (0, [1] * sum(tasks))
+
+
+def test_a_failing_kernel_ends_the_sequence_after_those_beside_it(meeting: Artifact) -> None:
+    status, runs = run_in_order(meeting, [1, 1, 1], [False, True, False], wanted=99, threads=2)
+    assert status == 7 and runs == [1, 1, 0]
