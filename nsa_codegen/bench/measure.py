@@ -11,6 +11,7 @@ from ..ops import Work
 
 MOST_ROUNDS = 15
 SAMPLE_SECONDS = 0.003
+FIRST_SECONDS = 0.1  # a first call of no more may have prepared what later ones find, and says little of them
 # The threads of OpenMP spin for a while after a parallel region; the next contender finds the cores free.
 PAUSE_SECONDS = 0.01
 
@@ -53,7 +54,7 @@ def interleave(
     first = {c.name: _timed(c, 1, clock, pause) for c in contenders}
     repeats = {c.name: 1 for c in contenders}
     for c in contenders:
-        if first[c.name] < SAMPLE_SECONDS:
+        if first[c.name] <= FIRST_SECONDS:
             repeats[c.name] = max(1, math.ceil(SAMPLE_SECONDS / max(_timed(c, 1, clock, pause), 1e-7)))
     lasted = clock() - begin
     warm = 2 * lasted <= seconds

@@ -98,6 +98,15 @@ def test_short_calls_are_repeated_within_a_sample_and_rounds_have_a_limit():
     assert clock.calls == ["a", "b", "a", *["a", "a", "a", "b"] * 4]
 
 
+def test_a_short_call_is_repeated_whatever_its_first_one_took():
+    clock = Clock()
+    found = clock.interleave(
+        clock.contender("a", 0.0625, 2**-9), clock.contender("b", 2**-9), seconds=1e9, most_rounds=1
+    )
+    assert found.repeats == {"a": 2, "b": 2}
+    assert found.samples == {"a": [2**-9], "b": [2**-9]}
+
+
 def example():
     """Return a result of two lengths and two contenders, made by hand, and its limits."""
     settings = Settings(tokens=(1024, 4096), backward_tokens=(1024,), threads=2)
