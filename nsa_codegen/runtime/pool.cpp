@@ -248,7 +248,7 @@ int32_t run_rows(void* context, int32_t lo, int32_t hi, int32_t worker) {
   return result;
 }
 
-// What an entry would have run.
+// What an entry would have run: its context are the arguments that the entry was given, so it lasts as long as they do.
 struct Job {
   nsa_task_fn task;
   void* context;
