@@ -11,7 +11,7 @@ from ..ops import Work
 
 MOST_ROUNDS = 15
 SAMPLE_SECONDS = 0.003
-FIRST_SECONDS = 0.1  # a first call of no more may have prepared what later ones find, and says little of them
+SHORT_SECONDS = 0.1  # of a first call: one of no more may have prepared what later ones find, and says little of them
 # The threads of OpenMP spin for a while after a parallel region; the next contender finds the cores free.
 PAUSE_SECONDS = 0.01
 
@@ -47,14 +47,16 @@ def interleave(
 ) -> Timing:
     """Return times of `contenders` that run in turn, A B C A B C ..., for about `seconds`, at least one round.
 
-    The first round warms up and is dropped, unless another one does not fit. A call shorter than a few
-    milliseconds is repeated within its sample, after one that is not timed: it finds the core asleep.
+    The first round warms up and is dropped, unless another one does not fit. Of calls of a tenth of a second or less,
+    a sample begins with one that is not timed, since it finds threads and cores asleep after the pause; one shorter
+    than a few milliseconds is repeated within the sample.
     """
     begin = clock()
     first = {c.name: _timed(c, 1, clock, pause) for c in contenders}
+    short = {name for name, taken in first.items() if taken <= SHORT_SECONDS}
     repeats = {c.name: 1 for c in contenders}
     for c in contenders:
-        if first[c.name] <= FIRST_SECONDS:
+        if c.name in short:
             repeats[c.name] = max(1, math.ceil(SAMPLE_SECONDS / max(_timed(c, 1, clock, pause), 1e-7)))
     lasted = clock() - begin
     warm = 2 * lasted <= seconds
@@ -65,14 +67,22 @@ def interleave(
     while rounds < most_rounds and (rounds == 0 or clock() - begin + lasted <= seconds):
         started = clock()
         for c in contenders:
-            samples[c.name].append(_timed(c, repeats[c.name], clock, pause))
+            samples[c.name].append(_timed(c, repeats[c.name], clock, pause, led=c.name in short))
         lasted, rounds = clock() - started, rounds + 1
     return Timing(samples=samples, repeats=repeats, warm=warm)
 
 
-def _timed(contender: Contender, repeats: int, clock: Callable[[], float], pause: Callable[[float], None]) -> float:
+def _timed(
+    contender: Contender,
+    repeats: int,
+    clock: Callable[[], float],
+    pause: Callable[[float], None],
+    *,
+    led: bool = False,
+) -> float:
+    """Return seconds per call of `repeats` calls after a pause and, if `led`, a call that is not timed."""
     pause(PAUSE_SECONDS)
-    if repeats > 1:
+    if led:
         contender.run()
     start = clock()
     for _ in range(repeats):
