@@ -114,7 +114,7 @@ def compile_assembly(text: str, target: CpuTarget, seconds: float = LIMIT_SECOND
         status, output = run_command(command, folder, seconds)
         if status != 0:
             raise CompilerError(f"{shlex.join(command)} ended with status {status}: {output.strip()[:2000]}")
-        return (folder / "kernel.s").read_text()
+        return (folder / "kernel.s").read_text(errors="replace")  # clang shows bytes of constants as they are
 
 
 def failure_text(command: Sequence[str], status: int | None, output: str, seconds: float) -> str:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import shlex
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from nsa_codegen import compiler
-from nsa_codegen.compiler import Compiler, compile_flags, find_compiler, run_command
+from nsa_codegen.compiler import compile_assembly, compile_shared
+from nsa_codegen.store import SOURCE
 from nsa_codegen.target import CPU_TARGETS, CpuTarget, runs_here
 from nsa_codegen.templates.cpu.common import ELEMENT, prelude
 
@@ -21,33 +22,28 @@ ENTRIES = """
 extern "C" void up_{name}(float *dst, const uint16_t *src, int n) {{ nsa::up_row<{element}>(dst, src, n); }}
 extern "C" void down_{name}(uint16_t *dst, const float *src, int n) {{ nsa::down_row<{element}>(dst, src, n, 1.0f); }}
 """
+TEXT = "\n".join([prelude(), *(ENTRIES.format(name=name, element=ELEMENT[name]) for name in TYPES.values())])
 SHORT = 3  # fewer numbers than any vector has
 targets = pytest.mark.parametrize("target", CPU_TARGETS.values(), ids=CPU_TARGETS)
 types = pytest.mark.parametrize("dtype", TYPES, ids=TYPES.values())
 
 
-def compiled(folder: Path, made_by: Compiler, target: CpuTarget, *flags: str) -> Path:
-    """Return what `made_by` makes of the primitives and an entry for each type."""
-    entries = (ENTRIES.format(name=name, element=ELEMENT[name]) for name in TYPES.values())
-    (folder / "elements.cpp").write_text("\n".join([prelude(), *entries]))
-    spelled = compiler._spelled_for(made_by, (*compile_flags(target), *flags))
-    command = [*made_by.command, *spelled, "elements.cpp", "-o", "elements.out"]
-    status, output = run_command(command, folder, 300.0)
-    assert status == 0, output[:3000]
-    return folder / "elements.out"
-
-
 @pytest.fixture(scope="module")
 def entries(tmp_path_factory: pytest.TempPathFactory) -> Callable[[CpuTarget], ctypes.CDLL]:
-    found: dict[str, ctypes.CDLL] = {}
+    """Return a function that gives the entries as a target has them; a test of one that doesn't run here is skipped."""
 
+    @functools.cache
     def library(target: CpuTarget) -> ctypes.CDLL:
-        if target.name not in found:
-            made = compiled(tmp_path_factory.mktemp(target.name), find_compiler(), target)
-            found[target.name] = ctypes.CDLL(str(made))
-        return found[target.name]
+        folder = tmp_path_factory.mktemp(target.name)
+        (folder / SOURCE).write_text(TEXT)
+        return ctypes.CDLL(str(folder / compile_shared(folder, target=target).name))
 
-    return library
+    def found(target: CpuTarget) -> ctypes.CDLL:
+        if not runs_here(target):
+            pytest.skip(f"this machine does not run {target.name}")
+        return library(target)
+
+    return found
 
 
 def converted(call: Callable[..., None], numbers: Tensor, to: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -73,8 +69,6 @@ def same_numbers(got: Tensor, wanted: Tensor) -> bool:
 def test_every_number_of_16_bits_is_read_as_torch_reads_it(
     target: CpuTarget, dtype: torch.dtype, entries: Callable[[CpuTarget], ctypes.CDLL]
 ) -> None:
-    if not runs_here(target):
-        pytest.skip(f"this machine does not run {target.name}")
     numbers = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
     for got in converted(getattr(entries(target), f"up_{TYPES[dtype]}"), numbers, torch.float32):
         assert same_numbers(got, numbers.float())
@@ -86,8 +80,6 @@ def test_numbers_are_rounded_to_16_bits_as_torch_rounds_them(
     target: CpuTarget, dtype: torch.dtype, entries: Callable[[CpuTarget], ctypes.CDLL]
 ) -> None:
     """Each number of 16 bits, its middle to the next one, and what is next to these, on either side of zero."""
-    if not runs_here(target):
-        pytest.skip(f"this machine does not run {target.name}")
     halves = torch.arange(0, 1 << 15, 5, dtype=torch.int16)
     here, following = (x.view(dtype).float().view(torch.int32) for x in (halves, halves + 1))
     middle = here + (following - here) // 2
@@ -98,9 +90,9 @@ def test_numbers_are_rounded_to_16_bits_as_torch_rounds_them(
 
 
 @targets
-def test_clang_takes_the_primitives(target: CpuTarget, tmp_path: Path) -> None:
+def test_clang_takes_the_primitives(target: CpuTarget, monkeypatch: pytest.MonkeyPatch) -> None:
     """That of the Python package, for any target, to assembly: GCC and clang name instructions differently."""
-    clang = Compiler(command=(sys.executable, "-m", "ziglang", "c++"), version="")
     foreign = ("-target", "aarch64-linux-gnu") if target.name == "aarch64" else ()
-    text = compiled(tmp_path, clang, target, *foreign, "-S", "-g0").read_text()
+    monkeypatch.setenv("CXX", shlex.join([sys.executable, "-m", "ziglang", "c++", *foreign]))
+    text = compile_assembly(TEXT, target)
     assert all(f"{way}_{name}:" in text for way in ("up", "down") for name in TYPES.values())

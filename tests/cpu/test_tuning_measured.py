@@ -26,6 +26,7 @@ from nsa_codegen.tuning.measured import build_candidate, judge_measured, measure
 from nsa_codegen.tuning.problems import Problem
 from nsa_codegen.tuning.records import read_log
 from nsa_codegen.tuning.space import default_schedule
+from nsa_codegen.tuning.winners import Numbered, verdict
 
 TARGET = native_target()
 DIMS: dict[str, Any] = {"group": 2, "dk": 16, "dv": 16}
@@ -132,4 +133,7 @@ def test_tune_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     resumed = CliRunner().invoke(app, [*arguments, "--resume"])
     records, before = read_log(Path(row["log"])).records, len(log.records)
     assert resumed.exit_code == 0 and records[:before] == log.records
+    finals = [Numbered(line=0, record=r) for r in log.records if r.stage == "final"]
+    if verdict(first.desc, TARGET, finals).decided:
+        assert records == log.records
     assert {r.stage for r in records[before:]} <= {"final"}, "only a round that decided nothing is held again"

@@ -122,14 +122,16 @@ class Run:
 
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    store = KernelStore(tmp_path_factory.mktemp("pool"))
-    arguments = (
-        *(Argument(name=name, kind="pointer") for name in POINTERS),
-        *(Argument(name=name, kind="int32") for name in NUMBERS),
-    )
-    source = KernelSource(text=TEXT, entry="nsa_probe", arguments=arguments)
+    kinds = {**dict.fromkeys(POINTERS, "pointer"), **dict.fromkeys(NUMBERS, "int32")}
+    return built(tmp_path_factory.mktemp("pool"), "probe", TEXT, **kinds)
+
+
+def built(folder: Path, name: str, text: str, **kinds: str) -> Artifact:
+    """Return the kernel `nsa_<name>` of a text, with arguments of these kinds."""
+    arguments = tuple(Argument(name=argument, kind=kind) for argument, kind in kinds.items())
+    source = KernelSource(text=text, entry=f"nsa_{name}", arguments=arguments)
     return Artifact.build(
-        KernelDesc.of("probe", "float32"), CpuSchedule(), GENERIC, store=store, lower=lambda *_: source
+        KernelDesc.of(name, "float32"), CpuSchedule(), GENERIC, store=KernelStore(folder), lower=lambda *_: source
     )
 
 
@@ -353,14 +355,7 @@ extern "C" int32_t nsa_meet(nsa_parallel_fn parallel, int32_t threads, int32_t t
 
 @pytest.fixture(scope="module")
 def meeting(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    arguments = (
-        *(Argument(name=n, kind=k) for n, k in (("present", "pointer"), ("wanted", "int32"), ("runs", "pointer"))),
-    )
-    source = KernelSource(text=MEETING, entry="nsa_meet", arguments=arguments)
-    store = KernelStore(tmp_path_factory.mktemp("meeting"))
-    return Artifact.build(
-        KernelDesc.of("meeting", "float32"), CpuSchedule(), GENERIC, store=store, lower=lambda *_: source
-    )
+    return built(tmp_path_factory.mktemp("meeting"), "meet", MEETING, present="pointer", wanted="int32", runs="pointer")
 
 
 def run_in_order(
