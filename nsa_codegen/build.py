@@ -34,7 +34,7 @@ from .manifest import POOL_EMITTERS, POOL_OP, RequestKey
 from .schedule import CpuSchedule, Schedule
 from .source import Argument, KernelSource
 from .store import Entry, KernelStore, building_is_forbidden
-from .target import CpuTarget, Target, processor_features, runs_here
+from .target import CpuTarget, Target, lacking, runs_here
 
 SOURCE_ONLY = "source only: no HIP compiler"
 Lower = Callable[[KernelDesc, Schedule, Target], KernelSource]
@@ -337,9 +337,9 @@ def _symbol(entry: Entry, name: str) -> Any:
 
 def _require_runnable(target: Target) -> None:
     if not runs_here(target):
-        lacking = sorted(target.features - processor_features()) if isinstance(target, CpuTarget) else []
+        missing = lacking(target) if isinstance(target, CpuTarget) else []
         raise TargetError(
             f"code for {target} does not run on this machine"
-            + (f", whose processor lacks {lacking}" if lacking else "")
+            + (f", which lacks {missing}" if missing else "")
             + "; ask for the target 'cpu', which is this machine's"
         )

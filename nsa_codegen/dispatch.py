@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .build import Artifact
-from .desc import KernelDesc
+from .desc import PACKED, PAIRS, PLAIN, KernelDesc
 from .device import ExecutedKernel, GpuArtifact, device_target, emulated_target, executed_kernel, load_artifact
 from .errors import InputError
 from .index_sets import RangeSet, TopK
@@ -197,6 +197,12 @@ def gather_desc(dtype: str, group: int, dk: int, dv: int, block: int, n: int, ca
     return KernelDesc.of("gather_attention", dtype, reach=reach, source=source, **dims)
 
 
+@functools.cache
+def packed_source(dtype: str) -> str:
+    """Return how this machine's kernels of `dtype` read blocks that are packed."""
+    return PAIRS if native_target().takes_pairs(dtype) else PACKED
+
+
 def define_op(schema: str, *, devices: tuple[str, ...] = ("CPU", "CUDA")) -> Callable[[F], F]:
     """Define the op of `schema`, implemented on `devices` by the function below it."""
     name = schema.partition("(")[0]
@@ -336,13 +342,13 @@ def _gather_attention(
     if not gpu or DEBUG:  # on a GPU a check would wait for it; there an index out of range adds nothing
         require_block_range(block_indices, blocks)  # before the conversion, which would cut a 64-bit index
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    source = "packed" if not gpu and pays_to_pack(q.shape[1], n, blocks) else "plain"
+    source = packed_source(dtype_name(q)) if not gpu and pays_to_pack(q.shape[1], n, blocks) else PLAIN
     desc = gather_desc(dtype_name(q), q.shape[2] // k.shape[2], q.shape[3], v.shape[3], block, n, causal, source)
     if gpu:  # lists of any integer type: what the kernel reads is made of them
         return run(desc, q=q, k=k, v=v, block_indices=block_indices, q_start=q_start, scale=scale)
     block_indices = block_indices.to(torch.int32).contiguous()
     packed = None
-    if source == "packed":
+    if source != PLAIN:
         by_keys, by_values = pack_descs(desc)
         packed = (run(by_keys, x=k)[0], run(by_values, x=v)[0])
     return run(desc, q=q, k=k, v=v, block_indices=block_indices, q_start=q_start, scale=scale, packed=packed)

@@ -28,7 +28,7 @@ _PACKAGE = Path(__file__).parent
 # What decides the emitted text besides the key's other fields. The pool's text is its file.
 _EVERY = ("templates/__init__.py", "lowering.py", "tiling.py", "index_sets.py")
 EMITTERS = {
-    "cpu": ("templates/cpu", "runs.py", "together.py", "lowering_cpu.py", *_EVERY),
+    "cpu": ("templates/cpu", "pairs.py", "runs.py", "together.py", "lowering_cpu.py", *_EVERY),
     "cuda": ("templates/cuda", "lowering_gpu.py", "workarounds.py", *_EVERY),
     "hip": ("templates/cuda", "lowering_gpu.py", "workarounds.py", *_EVERY),
 }

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from .desc import KernelDesc
+from .desc import PACKED, PAIRS, PLAIN, KernelDesc
 from .index_sets import TopK, complete, require_choice
 from .program import Path, Phi, Program
 
@@ -14,15 +14,18 @@ DIRECTIONS = ("fwd", "bwd", "both")
 MLP_EXPANSION = 2  # hidden units of the mlp per channel
 
 
-def needed_descs(program: Program, dtype: str, direction: str = "both", *, kind: str = "cpu") -> tuple[KernelDesc, ...]:
+def needed_descs(
+    program: Program, dtype: str, direction: str = "both", *, kind: str = "cpu", paired: bool = False
+) -> tuple[KernelDesc, ...]:
     """Return the descs of the kernels that `direction` of `program` runs on tensors of `dtype`, each once.
 
-    `kind` is that of the target: GPU kernels gather blocks from where they are, and take none that packs them.
+    `kind` is that of the target: GPU kernels gather blocks from where they are, and take none that packs them. With
+    `paired` (`Target.takes_pairs`), a CPU's blocks are packed in pairs.
 
     `"bwd"` is what a backward pass runs beside the forward's kernels. Raises `SpecError`.
     """
     require_choice("needed_descs", "direction", direction, DIRECTIONS)
-    forward = program_descs(program, dtype, kind=kind)
+    forward = program_descs(program, dtype, kind=kind, paired=paired)
     backward = tuple(
         b for desc in forward if _differentiated(desc, program, kind) for b in all_backward_descs(desc, kind)
     )
@@ -30,18 +33,18 @@ def needed_descs(program: Program, dtype: str, direction: str = "both", *, kind:
     return tuple(dict.fromkeys(chosen))
 
 
-def program_descs(program: Program, dtype: str, *, kind: str = "cpu") -> tuple[KernelDesc, ...]:
+def program_descs(program: Program, dtype: str, *, kind: str = "cpu", paired: bool = False) -> tuple[KernelDesc, ...]:
     """Return the descs of every kernel that running `program` on tensors of `dtype` takes, each once."""
     found: list[KernelDesc] = []
     for path in program.paths:
-        found += path_descs(program, path, dtype, kind)
+        found += path_descs(program, path, dtype, kind, paired)
     if program.combine != "none":
         gates = "scalar" if program.combine == "scalar" else "sigmoid"
         found.append(KernelDesc.of("combine", dtype, paths=len(program.paths), dv=program.dv, gates=gates))
     return tuple(dict.fromkeys(found))
 
 
-def path_descs(program: Program, path: Path, dtype: str, kind: str) -> list[KernelDesc]:
+def path_descs(program: Program, path: Path, dtype: str, kind: str, paired: bool) -> list[KernelDesc]:
     """Return the descs of the kernels that one path takes; on a CPU the attention that scores blocks lists them."""
     found = []
     if isinstance(path.keys, Phi):
@@ -67,10 +70,10 @@ def path_descs(program: Program, path: Path, dtype: str, kind: str) -> list[Kern
     scoring = program.source_path(visible)
     if scoring is None or kind != "cpu" or program.lists_of(scoring) != path:
         found.append(select_desc(visible, dtype, group=program.group, dk=program.head_dim, **windows))
-    for source in ("packed", "plain") if kind == "cpu" else ("plain",):
+    for source in (PAIRS if paired else PACKED, PLAIN) if kind == "cpu" else (PLAIN,):
         dims = {**attention, "block": visible.block, "n": visible.n}
         gathered = KernelDesc.of("gather_attention", dtype, reach=reach, source=source, **dims)
-        found += [*(pack_descs(gathered) if source == "packed" else ()), gathered]
+        found += [*(pack_descs(gathered) if source != PLAIN else ()), gathered]
     return found
 
 
@@ -112,9 +115,11 @@ def compress_desc(method: str, dtype: str, *, kernel: int, stride: int, dim: int
 
 def pack_descs(desc: KernelDesc) -> tuple[KernelDesc, KernelDesc]:
     """Return the descs that pack the keys and the values of `desc`."""
-    keys = KernelDesc.of("pack_blocks", desc.dtype, block=desc.size("block"), dim=desc.size("dk"), layout="columns")
-    values = KernelDesc.of("pack_blocks", desc.dtype, block=desc.size("block"), dim=desc.size("dv"), layout="rows")
-    return keys, values
+    layouts = ("column_pairs", "row_pairs") if desc.word("source") == PAIRS else ("columns", "rows")
+    return tuple(
+        KernelDesc.of("pack_blocks", desc.dtype, block=desc.size("block"), dim=desc.size(dim), layout=layout)
+        for dim, layout in zip(("dk", "dv"), layouts, strict=True)
+    )  # type: ignore[return-value]
 
 
 def backward_pack_descs(desc: KernelDesc) -> dict[str, KernelDesc]:
@@ -164,7 +169,7 @@ def _part(desc: KernelDesc, **dims: int | str) -> KernelDesc:
 def _differentiated(desc: KernelDesc, program: Program, kind: str) -> bool:
     """Return whether gradients pass through `desc`: not through the block means of a selection, nor twice a gather."""
     if desc.op == "gather_attention":
-        return kind != "cpu" or desc.word("source") == "packed"  # the backward of both sources is this one's
+        return kind != "cpu" or desc.word("source") != PLAIN  # the backward of both sources is this one's
     if desc.op == "compress":
         return (desc.word("method"), desc.size("kernel"), desc.size("stride")) in set(_phis(program))
     return True

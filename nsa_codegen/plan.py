@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from .desc import KernelDesc
-from .dispatch import Kernel, gather_desc, kernel, load_kernels, pays_to_pack, stream_desc
+from .desc import PLAIN, KernelDesc
+from .dispatch import Kernel, gather_desc, kernel, load_kernels, packed_source, pays_to_pack, stream_desc
 from .index_sets import RangeSet, TopK
 from .needed import (
     all_backward_descs,
@@ -25,7 +24,7 @@ from .needed import (
     select_desc,
 )
 from .ops.base import element_bytes
-from .ops.pack_blocks import packed_shape
+from .ops.pack_blocks import packed_bytes
 from .ops.stream_attention import gate_of, runs_of
 from .runs import reach_of
 from .schedule import CpuSchedule
@@ -175,7 +174,7 @@ def _path_descs(
         found["means"] = compress_desc("mean", dtype, kernel=block, stride=block, dim=dk, out="float32")
     if not listed:
         found["select"] = select_desc(visible, dtype, group=group, dk=dk, **row["windows"])
-    for name, source in (("attend", "plain"), ("packed", "packed")):
+    for name, source in (("attend", PLAIN), ("packed", packed_source(dtype))):
         found[name] = gather_desc(dtype, group, dk, dv, visible.block, visible.n, visible.causal, source)
     found["pack k"], found["pack v"] = pack_descs(found["packed"])
     return found
@@ -241,8 +240,7 @@ def _path_backward(plan: Plan, number: int, areas: list[Area]) -> list[Step]:
 
 
 def _packed_area(name: str, pack: KernelDesc, keys: str) -> Area:
-    size = 4 * math.prod(packed_shape(pack))
-    return Area(name=name, bytes=size, keys=keys, block=pack.size("block"), complete=False)
+    return Area(name=name, bytes=packed_bytes(pack), keys=keys, block=pack.size("block"), complete=False)
 
 
 def packs_blocks(visible: TopK, tokens: int, keys: Tensor) -> bool:

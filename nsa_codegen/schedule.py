@@ -93,7 +93,7 @@ class ScheduleSpace:
     def axes(cls, desc: KernelDesc, target: Target, usual: Schedule) -> dict[str, tuple[int, ...]]:
         """Return the values of each field, that of the `usual` schedule among them; its alone where none is read."""
         fields, found = cls.cpu_axes if isinstance(target, CpuTarget) else cls.gpu_axes, usual.to_json()
-        read = _read_on_cpu(desc) if isinstance(target, CpuTarget) else tuple(fields)
+        read = _read_on_cpu(desc, target) if isinstance(target, CpuTarget) else tuple(fields)
         return {
             name: tuple(sorted({*values, found[name]})) if name in read else (found[name],)
             for name, values in fields.items()
@@ -129,12 +129,18 @@ class ScheduleSpace:
         return schedule
 
 
+PAIRED_OPS = ("stream_attention", "gather_attention", "scored_attention")  # of which a matrix unit makes products
 NARROWED_OPS = ("stream_attention", "select_blocks", "scored_attention")  # which lay queries in lanes
 
 
-def _read_on_cpu(desc: KernelDesc) -> tuple[str, ...]:
+def multiplies_pairs(desc: KernelDesc, target: Target) -> bool:
+    """Return whether a matrix unit makes the products of `desc`: those of an attention's forward."""
+    return desc.direction == "fwd" and desc.op in PAIRED_OPS and target.takes_pairs(desc.dtype)
+
+
+def _read_on_cpu(desc: KernelDesc, target: CpuTarget) -> tuple[str, ...]:
     """Return the fields that the template of a CPU kernel reads."""
-    tile = ("register_rows", "register_vectors")
+    tile = () if multiplies_pairs(desc, target) else ("register_rows", "register_vectors")
     if ("part", "sums") in desc.dims:
         return ()
     if desc.op in NARROWED_OPS:

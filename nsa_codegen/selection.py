@@ -16,7 +16,7 @@ from typing import Any
 from .desc import KernelDesc
 from .errors import ScheduleError
 from .index_sets import RangeSet
-from .schedule import Schedule, ScheduleSpace, schedule_class
+from .schedule import Schedule, ScheduleSpace, multiplies_pairs, schedule_class
 from .target import GpuTarget, Target
 
 FALLBACK = "fallback.toml"
@@ -73,9 +73,13 @@ def facts_of(desc: KernelDesc) -> dict[str, int | str]:
     return {"dtype": desc.dtype, **seen, **dict(desc.dims)}
 
 
-def bucket_of(desc: KernelDesc) -> dict[str, int | str]:
-    """Return the bucket of the row that a tuned `desc` gets: all its facts but the dtype, which shares rows."""
-    return {name: value for name, value in sorted(facts_of(desc).items()) if name != "dtype"}
+def bucket_of(desc: KernelDesc, target: Target) -> dict[str, int | str]:
+    """Return the bucket of the row that a tuned `desc` gets: all its facts but the dtype, which shares rows.
+
+    Where a matrix unit makes its products, other dtypes have other loops, and the bucket names it.
+    """
+    shared = not multiplies_pairs(desc, target)
+    return {name: value for name, value in sorted(facts_of(desc).items()) if name != "dtype" or not shared}
 
 
 def visible_word(visible: RangeSet) -> str:

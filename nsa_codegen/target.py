@@ -7,6 +7,8 @@ compiled and judged on machines that have none.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 import platform
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from pathlib import Path
 
 from .errors import TargetError, nearest
 
+_X86, _ARM = ("x86_64", "amd64"), ("aarch64", "arm64")
 _FEATURES_V3 = {"avx2", "fma", "f16c", "bmi1", "bmi2"}
 _FEATURES_V4 = _FEATURES_V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
@@ -30,13 +33,18 @@ class Target:
         """What templates read of the target beside its name, as one word of a key."""
         raise NotImplementedError
 
+    def takes_pairs(self, dtype: str) -> bool:
+        """Return whether operands of products of `dtype` lie in pairs, as a CPU's matrix unit has them."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class CpuTarget(Target):
     """An instruction-set level of a processor.
 
     `vector_bytes` and `vector_registers` describe the vector unit, `flags` are what selects it at a
-    gcc-compatible C++ compiler, and `features` are the processor flags that running its code needs.
+    gcc-compatible C++ compiler, and `features` are the processor flags that running its code needs. `matrix` is the
+    unit that multiplies bfloat16 matrices (`amx`), or empty.
     """
 
     kind: str = "cpu"
@@ -44,6 +52,7 @@ class CpuTarget(Target):
     vector_registers: int
     flags: tuple[str, ...]
     features: frozenset[str] = frozenset()
+    matrix: str = ""
 
     @property
     def lanes(self) -> int:
@@ -52,11 +61,17 @@ class CpuTarget(Target):
 
     @property
     def facts(self) -> str:
-        """`<bytes>x<registers>` of the vector unit."""
-        return f"{self.vector_bytes}x{self.vector_registers}"
+        """`<bytes>x<registers>` of the vector unit, and the matrix unit."""
+        return f"{self.vector_bytes}x{self.vector_registers}" + (f"-{self.matrix}" if self.matrix else "")
+
+    def takes_pairs(self, dtype: str) -> bool:
+        """Return whether products of `dtype` are those of the matrix unit."""
+        return bool(self.matrix) and dtype == "bfloat16"
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.kind}, {self.vector_bytes * 8}-bit vectors, {self.vector_registers} registers)"
+        unit = f", {self.matrix}" if self.matrix else ""
+        vectors = f"{self.vector_bytes * 8}-bit vectors, {self.vector_registers} registers"
+        return f"{self.name} ({self.kind}, {vectors}{unit})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,15 +183,24 @@ def _hip(name: str, product: str, processors: int, shared_bytes: int, shared_uni
     )
 
 
+_FLAGS_V4 = ("-march=x86-64-v4", "-mprefer-vector-width=512")
 # Register counts and features: x86-64 psABI microarchitecture levels; Arm A64 base SIMD (32 x 128 bit).
 CPU_TARGETS: dict[str, CpuTarget] = {
     t.name: t
     for t in (
         CpuTarget(
+            name="x86_64_amx",
+            vector_bytes=64,
+            vector_registers=32,
+            flags=(*_FLAGS_V4, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
+            features=frozenset(_FEATURES_V4 | {"avx512_bf16", "amx_tile", "amx_bf16"}),
+            matrix="amx",
+        ),
+        CpuTarget(
             name="x86_64_v4",
             vector_bytes=64,
             vector_registers=32,
-            flags=("-march=x86-64-v4", "-mprefer-vector-width=512"),
+            flags=_FLAGS_V4,
             features=frozenset(_FEATURES_V4),
         ),
         CpuTarget(
@@ -260,8 +284,7 @@ def native_target() -> CpuTarget:
             raise TargetError(f"NSA_CODEGEN_TARGET={forced} is not a CPU target; allowed are {list(CPU_TARGETS)}")
         if not runs_here(target):
             raise TargetError(
-                f"NSA_CODEGEN_TARGET={forced} needs processor features that this machine lacks: "
-                f"{sorted(target.features - processor_features()) or platform.machine()}"
+                f"NSA_CODEGEN_TARGET={forced} does not run on this machine, which lacks {lacking(target)}"
             )
         return target
     return next(t for t in CPU_TARGETS.values() if runs_here(t))
@@ -269,14 +292,32 @@ def native_target() -> CpuTarget:
 
 def runs_here(target: Target) -> bool:
     """Return whether this machine's processor can run code built for `target`; no GPU target is a processor's."""
-    if not isinstance(target, CpuTarget):
-        return False
+    return isinstance(target, CpuTarget) and not lacking(target)
+
+
+def lacking(target: CpuTarget) -> list[str]:
+    """Return what this machine lacks to run code for `target`: a processor, its features, or leave to use them."""
     machine = platform.machine().lower()
-    if target.name == "generic":
-        return True
-    if target.name == "aarch64":
-        return machine in ("aarch64", "arm64")
-    return machine in ("x86_64", "amd64") and target.features <= processor_features()
+    family = () if target.name == "generic" else _ARM if target.name == "aarch64" else _X86
+    if family and machine not in family:
+        return [f"a processor of {family[0]} (it is {machine})"]
+    missing = sorted(target.features - processor_features())
+    if not missing and target.matrix == "amx" and not _may_use_tiles():
+        return ["the system's permission to use AMX's tiles (arch_prctl)"]
+    return missing
+
+
+@functools.cache
+def _may_use_tiles() -> bool:
+    """Return whether the system lets this process use AMX's tiles; Linux wants to be asked before the first use.
+
+    Linux 5.16 or newer does, if no signal stack of the process is too small to keep them.
+    """
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18  # of asm/unistd_64.h, asm/prctl.h, XFEATURE_XTILEDATA
+    try:
+        return bool(ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0)
+    except (OSError, AttributeError):
+        return False
 
 
 def processor_features() -> frozenset[str]:

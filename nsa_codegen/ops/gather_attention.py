@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..desc import KernelDesc
+from ..desc import PLAIN, KernelDesc
 from ..needed import pack_descs
+from ..pairs import members_kept
 from ..runs import reach_of
 from ..schedule import CpuSchedule, GpuSchedule
 from ..tiling import BlockTile, RowTile, ceil_div, padded
@@ -74,12 +75,12 @@ def prepare(
 ) -> Launch:
     """Return the launch; `packed` holds what the descs of `pack_descs` made of k and v.
 
-    `into` are the out and lse to be written, new ones by default. A desc whose source is packed and that gets no
+    `into` are the out and lse to be written, new ones by default. A desc whose source is not plain and that gets no
     `packed` packs by the eager definition, for tests.
     """
     out, lse = into or attention_outputs(q, v)
     found = extent(desc, schedule)(Call.over(workers, q, k, q_start))
-    if desc.word("source") == "packed":
+    if desc.word("source") != PLAIN:
         if packed is None:
             by_keys, by_values = pack_descs(desc)
             packed = (pack(by_keys, x=k)[0], pack(by_values, x=v)[0])
@@ -114,7 +115,7 @@ def extent(desc: KernelDesc, schedule: CpuSchedule) -> ExtentOf:
 
 def kept_scores(desc: KernelDesc, tile: RowTile) -> int:
     """Return how many scores of its lists a tile of queries keeps at most, blocks padded to whole vectors."""
-    return tile.queries * tile.heads * desc.size("n") * padded(desc.size("block"))
+    return members_kept(desc, tile) * tile.heads * padded(desc.size("block"))
 
 
 SUMS_SCALE = math.log(2)  # of dk in the backward: scaled queries, in log2 units, went into what runs leave
@@ -261,6 +262,12 @@ GATHER_ATTENTION = OpDef(
             ("causal", "bfloat16", 3, 80, 64, 5, 7),
             ("all", "float16", 16, 8, 128, 64, 2),
         )
+    )
+    + tuple(
+        KernelDesc.of(
+            "gather_attention", "bfloat16", reach=reach, source="pairs", group=g, dk=dk, dv=dv, block=block, n=n
+        )
+        for reach, g, dk, dv, block, n in (("causal", 3, 80, 50, 5, 7), ("all", 16, 64, 64, 64, 3))
     ),
     make_inputs=make_inputs,
     reference=run_reference,

@@ -1,20 +1,44 @@
-"""`pack_blocks`: keys or values laid out by block as float32, for the gathered attention."""
+"""`pack_blocks`: keys or values laid out by block for the gathered attention, as float32 or in pairs."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
 from ..desc import KernelDesc
+from ..pairs import in_pairs
 from ..schedule import CpuSchedule
 from ..tiling import ceil_div, padded
 from .base import Call, Extent, ExtentOf, Launch, OpDef, Sizes, Values, Work, draw, element_bytes
 
 
-def packed_shape(desc: KernelDesc) -> tuple[int, int]:
-    """Return the last two dimensions of the packed blocks: [dim, padded block] or [block, padded dim]."""
-    block, dim = desc.size("block"), desc.size("dim")
-    return (dim, padded(block)) if desc.word("layout") == "columns" else (block, padded(dim))
+def packed_shape(desc: KernelDesc) -> tuple[int, ...]:
+    """Return the last dimensions of the packed blocks.
+
+    They are [dim, padded block] or [block, padded dim]; of `column_pairs` and `row_pairs` the first of these comes two
+    by two: [pairs, columns, 2].
+    """
+    rows, columns = desc.size("dim"), padded(desc.size("block"))
+    if by_rows(desc):
+        rows, columns = desc.size("block"), padded(desc.size("dim"))
+    return (in_pairs(rows) // 2, columns, 2) if of_pairs(desc) else (rows, columns)
+
+
+def by_rows(desc: KernelDesc) -> bool:
+    """Return whether a packed block holds its tokens one after the other, not its channels."""
+    return desc.word("layout").startswith("row")
+
+
+def of_pairs(desc: KernelDesc) -> bool:
+    """Return whether blocks are packed in pairs, and then as they are stored, not as float32."""
+    return desc.word("layout").endswith("_pairs")
+
+
+def packed_bytes(desc: KernelDesc) -> int:
+    """Return the bytes of a packed block."""
+    return math.prod(packed_shape(desc)) * (element_bytes(desc.dtype) if of_pairs(desc) else 4)
 
 
 def make_inputs(desc: KernelDesc, sizes: Sizes, generator: torch.Generator) -> Values:
@@ -24,21 +48,26 @@ def make_inputs(desc: KernelDesc, sizes: Sizes, generator: torch.Generator) -> V
 
 def run_reference(desc: KernelDesc, *, x: Tensor) -> tuple[Tensor]:
     """Return the packed blocks by padding, reshaping and transposing."""
-    block, dim = desc.size("block"), desc.size("dim")
+    block, dim, shape = desc.size("block"), desc.size("dim"), packed_shape(desc)
     blocks = ceil_div(x.shape[1], block)
-    wide = x if x.dtype == torch.float64 else x.float()
+    wide = x if x.dtype == torch.float64 or of_pairs(desc) else x.float()
     wide = torch.nn.functional.pad(wide, (0, 0, 0, 0, 0, blocks * block - x.shape[1]))
     wide = wide.reshape(x.shape[0], blocks, block, x.shape[2], dim).permute(0, 3, 1, 2, 4)
-    if desc.word("layout") == "columns":
+    if not by_rows(desc):
         wide = wide.transpose(-1, -2)
-    return (torch.nn.functional.pad(wide, (0, packed_shape(desc)[1] - wide.shape[-1])).contiguous(),)
+    rows, columns = (2 * shape[0], shape[1]) if of_pairs(desc) else shape
+    wide = torch.nn.functional.pad(wide, (0, columns - wide.shape[-1], 0, rows - wide.shape[-2]))
+    if of_pairs(desc):
+        wide = wide.reshape(*wide.shape[:-2], -1, 2, columns).transpose(-1, -2)
+    return (wide.contiguous(),)
 
 
 def prepare(desc: KernelDesc, schedule: CpuSchedule, workers: int, *, x: Tensor) -> Launch:
     """Return the launch."""
     batch, keys, kv_heads, _ = x.shape
     packed = torch.empty(
-        (batch, kv_heads, ceil_div(keys, desc.size("block")), *packed_shape(desc)), dtype=torch.float32
+        (batch, kv_heads, ceil_div(keys, desc.size("block")), *packed_shape(desc)),
+        dtype=x.dtype if of_pairs(desc) else torch.float32,
     )
     found = extent(desc, schedule)(Call(workers, batch, keys, keys, kv_heads, 0, batch))
     return found.launch({"x": x, "packed": packed}, (packed,))
@@ -58,21 +87,25 @@ def extent(desc: KernelDesc, schedule: CpuSchedule) -> ExtentOf:
 
 def work(desc: KernelDesc, sizes: Sizes) -> Work:
     """Return no operations, and x and the packed blocks once."""
-    rows, columns = packed_shape(desc)
     read = sizes.keys * desc.size("dim") * element_bytes(desc.dtype)
-    written = ceil_div(sizes.keys, desc.size("block")) * rows * columns * 4
+    written = ceil_div(sizes.keys, desc.size("block")) * packed_bytes(desc)
     return Work(operations=0, bytes=sizes.batch * sizes.kv_heads * (read + written))
 
 
 PACK_BLOCKS = OpDef(
     name="pack_blocks",
-    summary="keys (transposed) or values by block, as float32, zero-padded",
+    summary="keys (transposed) or values by block, as float32 or in pairs, zero-padded",
     inputs={"x": "B S Hkv D"},
     outputs={"packed": "B Hkv M ..."},
     samples=tuple(
         KernelDesc.of("pack_blocks", dtype, block=block, dim=dim, layout=layout)
         for layout in ("columns", "rows")
         for dtype, block, dim in (("float32", 16, 32), ("bfloat16", 5, 80), ("float16", 64, 8))
+    )
+    + tuple(
+        KernelDesc.of("pack_blocks", "bfloat16", block=block, dim=dim, layout=layout)
+        for layout in ("column_pairs", "row_pairs")
+        for block, dim in ((64, 64), (5, 83))
     ),
     make_inputs=make_inputs,
     reference=run_reference,

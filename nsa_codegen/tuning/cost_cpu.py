@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..desc import KernelDesc
-from ..schedule import CpuSchedule
+from ..pairs import PAIR_QUANTUM, PAIR_ROWS
+from ..schedule import CpuSchedule, multiplies_pairs
 from ..target import CpuTarget
+from ..tiling import ceil_div
 from .cpu_loop import FLOAT, CpuLoop, Product
 from .cpu_loops import loop
 from .prediction import Prediction
@@ -28,6 +30,9 @@ MOST_FMA = 2  # instructions of multiply-add a clock
 LOADS = 1  # of a register tile's operands a clock, a scalar each row and step and the vectors: fitted
 NARROW_ROW = 0.8  # clocks a row and step of a register tile of less than 4 rows, whose scalars are loaded apart
 WITHIN = 1.2  # times of products within kernels over those of the same products by themselves
+TILE_CLOCKS = (
+    30  # of an instruction of a matrix unit within a product, 16 by itself: measured on an Intel Xeon with AMX
+)
 SUMS_CLOCKS = 1.1  # clocks a vector of a register tile that starts from what is in memory, or is added to it
 SCATTERED = 8.0  # clocks at least of a step whose scalars are each on a page of their own
 PAGE_BYTES = 4096
@@ -60,7 +65,8 @@ PASSES = {
 def predict_cpu(desc: KernelDesc, schedule: CpuSchedule, target: CpuTarget, sizes: Sizes) -> Prediction:
     """Return the prediction for `CORES` cores."""
     found = loop(desc, schedule, sizes)
-    clocks = sum(p.times * product_clocks(p, schedule, target) for p in found.products)
+    paired = multiplies_pairs(desc, target)
+    clocks = sum(p.times * product_clocks(p, schedule, target, paired=paired) for p in found.products)
     products = WITHIN * clocks / CLOCK
     passes = 1e-9 * sum(count * PASSES[name] for name, count in found.passes.items())
     memory = memory_seconds(found)
@@ -86,8 +92,14 @@ def predict_cpu(desc: KernelDesc, schedule: CpuSchedule, target: CpuTarget, size
     return Prediction(seconds=seconds, parts=parts, bound=_bound(parts, facts), facts=facts)
 
 
-def product_clocks(product: Product, schedule: CpuSchedule, target: CpuTarget) -> float:
-    """Return the clocks of one product: [rows, depth] times [depth, lanes], register tile by register tile."""
+def product_clocks(product: Product, schedule: CpuSchedule, target: CpuTarget, *, paired: bool = False) -> float:
+    """Return the clocks of one product: [rows, depth] times [depth, lanes], register tile by register tile.
+
+    One that is `paired` goes by the tiles of a matrix unit.
+    """
+    if paired:
+        tiles = ceil_div(product.rows, PAIR_ROWS) * ceil_div(product.lanes, PAIR_ROWS)
+        return tiles * ceil_div(product.depth, PAIR_QUANTUM) * TILE_CLOCKS
     left, clocks = -(-product.lanes // target.lanes), 0.0
     rows, vectors = schedule.register_rows, schedule.register_vectors
     while left > 0 and vectors >= 1:  # vectors that fill no tile take one of twice the rows and half the vectors

@@ -88,8 +88,8 @@ def chosen_problems(problems: Iterable[Problem], ops: Iterable[str]) -> tuple[Pr
 def _problems(
     program: Program, target: Target, dtype: str, direction: str, batch: int, tokens: int, kv_heads: int
 ) -> Iterator[Problem]:
-    forwards = _forwards(program, dtype, target.kind)
-    for desc in needed_descs(program, dtype, direction, kind=target.kind):
+    forwards, paired = _forwards(program, dtype, target.kind), target.takes_pairs(dtype)
+    for desc in needed_descs(program, dtype, direction, kind=target.kind, paired=paired):
         forward = forwards.get(desc, desc)
         dims: dict[str, Any] = dict(forward.dims)
         queries = tokens

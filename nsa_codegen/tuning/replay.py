@@ -201,7 +201,7 @@ def _decision(arch: str, log: ReadLog, records: list[Numbered], refused: list[st
     row = None
     if found.winner is not None:
         row = {
-            "bucket": bucket_of(desc),
+            "bucket": bucket_of(desc, target),
             "schedule": dict(found.winner.record.schedule),
             "record": f"{log.name}#{found.winner.line}",
             "environment": row_environment(log.meta, found.winner.record),

@@ -19,6 +19,7 @@ from nsa_codegen.needed import attention_of, backward_descs, backward_pack_descs
 from nsa_codegen.ops import OPS, Sizes
 from nsa_codegen.program import Program
 from nsa_codegen.spec import NSASpec
+from nsa_codegen.target import native_target
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 EPS = 2.0**-24  # half an ulp at 1: the error of one float32 rounding
@@ -146,7 +147,8 @@ def with_backward(descs: Iterable[KernelDesc]) -> list[KernelDesc]:
 
 def kernels_of(program: Program, dtype: torch.dtype, *, backward: bool = True) -> list[KernelDesc]:
     """Return the descs of everything that `program` runs on tensors of `dtype`."""
-    forward = program_descs(program, str(dtype).removeprefix("torch."))
+    name = str(dtype).removeprefix("torch.")
+    forward = program_descs(program, name, paired=native_target().takes_pairs(name))
     return with_backward(forward) if backward else list(forward)
 
 

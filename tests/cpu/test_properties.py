@@ -369,7 +369,7 @@ def test_packed_and_plain_sources_are_equal_bit_for_bit(name: str) -> None:
     }  # fmt: skip
     descs = [
         KernelDesc.of("gather_attention", str(dtype)[6:], reach="causal", source=source, **dims)
-        for source in ("packed", "plain")
+        for source in (dispatch.packed_source(str(dtype)[6:]), "plain")
     ]
     values = make_inputs(descs[0], Sizes(batch=2, tokens=TOKENS, keys=TOKENS + 5, kv_heads=2, q_start=5), 0)
     by_keys, by_values = pack_descs(descs[0])

@@ -32,7 +32,7 @@ static int32_t scored_attention_kernel(int32_t* indices, float* k, float* lse, f
     int32_t v__3 = tokens - t0[0];
     filled[0] = ((64) < (v__3) ? (64) : (v__3));
     nsa::pack_lanes<nsa::f32, 1>(q_t, 64, (&(q[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 32, filled[0], 32, nsa::log2_units(scale));
-    nsa::fill(o_t, 0.000000e+00f, 3072);
+    nsa::fill_rows(o_t, 48, 64);
     int32_t filled_1 = filled[0];
     int32_t t0_1 = t0[0];
     for (int32_t row = 0; row < 64; ++row) {
@@ -52,7 +52,7 @@ static int32_t scored_attention_kernel(int32_t* indices, float* k, float* lse, f
       j0[0] = (i * 64);
       int32_t v__6 = end[0] - j0[0];
       rows[0] = ((64) < (v__6) ? (64) : (v__6));
-      nsa::product<64, 4, 4, nsa::ZERO>(s, 64, (&(k[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)32) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 1, q_t, rows[0], 32, alpha, nsa::lines<nsa::f32, false>((&(q[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), filled[0], filled[0], 32, i, tiles));
+      nsa::product<64, 4, 4, nsa::ZERO>(s, 64, (&(k[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)32) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 1, q_t, rows[0], 32, s, nsa::lines<nsa::f32, false>((&(q[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), filled[0], filled[0], 32, i, tiles));
       if ((0 < (j0[0] + rows[0])) && (((((q_start + t0[0]) - 3) / 4) < (j0[0] + rows[0])) || (keys < (j0[0] + rows[0])))) {
         nsa::mask_lanes<64, 1>(s, lo, hi, j0[0], rows[0]);
       }

@@ -55,7 +55,7 @@ static int32_t stream_attention_kernel(float* k, float* lse, float* out, float* 
     }
     nsa::fill(top, -INFINITY, 64);
     nsa::fill(total, 0.000000e+00f, 64);
-    nsa::fill(o_t, 0.000000e+00f, 2048);
+    nsa::fill_rows(o_t, 32, 64);
     end[0] = 0;
     int32_t v__8 = end[0];
     int32_t v__9 = first - 63;
@@ -72,7 +72,7 @@ static int32_t stream_attention_kernel(float* k, float* lse, float* out, float* 
       j0[0] = ((i * 64) + begin[0]);
       int32_t v__16 = end[0] - j0[0];
       rows[0] = ((64) < (v__16) ? (64) : (v__16));
-      nsa::product<64, 4, 4, nsa::ZERO>(s, 64, (&(k[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)32) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 1, q_t, rows[0], 32, alpha, nsa::lines<nsa::f32, false>((&(q[((((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32)) + (((int64_t)chunk[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), filled[0], filled[0], 32, i, steps));
+      nsa::product<64, 4, 4, nsa::ZERO>(s, 64, (&(k[(((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)keys)) * (int64_t)32) + ((((int64_t)j0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), 1, q_t, rows[0], 32, s, nsa::lines<nsa::f32, false>((&(q[((((((((int64_t)b[(int64_t)0]) * ((int64_t)kv_heads)) * ((int64_t)tokens)) * (int64_t)32) + ((((int64_t)t0[(int64_t)0]) * ((int64_t)kv_heads)) * (int64_t)32)) + (((int64_t)h[(int64_t)0]) * (int64_t)32)) + (((int64_t)chunk[(int64_t)0]) * (int64_t)32))])), (((int64_t)kv_heads) * (int64_t)32), filled[0], filled[0], 32, i, steps));
       if (((j0[0] < 0) || (((j0[0] + 63) < last) && (j0[0] < keys))) || ((0 < (j0[0] + rows[0])) && (((first + 1) < (j0[0] + rows[0])) || (keys < (j0[0] + rows[0]))))) {
         nsa::mask_lanes<64, 1>(s, lo, hi, j0[0], rows[0]);
       }

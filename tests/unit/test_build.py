@@ -301,6 +301,7 @@ def test_zig_is_told_the_processor_in_its_own_words(tmp_path: Path, monkeypatch:
     spelled = {t.name: compiler_module._spelled_for(zig, compile_flags(t)) for t in CPU_TARGETS.values()}
     processors = {name: [f for f in flags if f.startswith(("-march", "-mcpu"))] for name, flags in spelled.items()}
     assert processors == {
+        "x86_64_amx": ["-mcpu=x86_64_v4"],
         "x86_64_v4": ["-mcpu=x86_64_v4"],
         "x86_64_v3": ["-mcpu=x86_64_v3"],
         "aarch64": ["-mcpu=baseline"],

@@ -153,5 +153,5 @@ def test_buckets_tell_index_sets_apart_by_kind() -> None:
     sets = {"causal": causal(), "window": window(9), "complete": complete(8, 4), "everything": everything(),
             "union": first(4) | window(9)}  # fmt: skip
     assert {name: visible_word(s) for name, s in sets.items()} == {name: name for name in sets}
-    assert bucket_of(WINDOW) == {"dk": 192, "dv": 128, "group": 16, "visible": "window"}
+    assert bucket_of(WINDOW, TARGETS["x86_64_v4"]) == {"dk": 192, "dv": 128, "group": 16, "visible": "window"}
     assert ScheduleSpace.check(select(WINDOW, RTX).schedule, WINDOW, RTX) is None

@@ -339,7 +339,7 @@ def test_a_static_judge_must_beat_the_default_by_more(logs: Path) -> None:
 
 
 def test_descs_that_share_a_bucket_leave_one_row_the_greater_gain(logs: Path) -> None:
-    assert bucket_of(WINDOW) == bucket_of(HALF)
+    assert bucket_of(WINDOW, V4) == bucket_of(HALF, V4)
     write_log(logs, "x86_64_v4", record(WINDOW, FAST, measured=0.8), record(HALF, FASTER, measured=0.5))
     (row,) = json.loads(replay(logs).files["stream_attention_fwd/x86_64_v4.json"])
     assert row["schedule"] == FASTER.to_json()

@@ -3,19 +3,20 @@
 One task is a tile of queries of one key/value head. Block by block, the rows (query, head) of those that list it meet
 its keys in one product, so that a block is read once for all of them; scores are kept, keys in the lanes, until a row
 has all of its own. Blocks are read from packed copies, or, when few queries make packing a whole sequence a waste,
-packed one by one, or, where few rows list one, as they are.
+packed one by one, or, where few rows list one, as they are. A matrix unit takes packed pairs, and queries and weights
+as bfloat16 in rows (`packing`, `tile/pairs.h`).
 """
 
 from typing import Any
 
 import tilelang.language as T
 
-from ...desc import KernelDesc
+from ...desc import PAIRS, PLAIN, KernelDesc
+from ...pairs import PAIR_ROWS, in_pairs, members_kept
 from ...schedule import Schedule
 from ...target import Target
 from ...tiling import LANE_QUANTUM, RowTile, padded
 from .common import (
-    ELEMENT,
     NEG_INF,
     STORAGE,
     call,
@@ -31,34 +32,48 @@ from .common import (
     up_row,
 )
 from .few_rows import FEW_ROWS, rows_ahead
+from .lane_step import close_tiles, flip_of, open_tiles
+from .packing import pack_block, packed_block
 
 
 def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any:
     """Return the kernel for `desc` (`group`, `dk`, `dv`, `block`, `n`, `reach`, `source`)."""
     dtype, group, dk, dv = desc.dtype, desc.size("group"), desc.size("dk"), desc.size("dv")
     block, n, causal = desc.size("block"), desc.size("n"), desc.word("reach") == "causal"
-    packed, element, storage = desc.word("source") == "packed", ELEMENT[dtype], STORAGE[dtype]
+    storage, packed = STORAGE[dtype], desc.word("source") != PLAIN
+    paired = desc.word("source") == PAIRS or (not packed and target.takes_pairs(dtype))
+    layouts = ("column_pairs", "row_pairs") if paired else ("columns", "rows")
+    (keys_block, held), (values_block, _) = packed_block(layouts[0], block, dk), packed_block(layouts[1], block, dv)
     converted = dtype != "float32"
     tile, width, columns = RowTile.of(group, schedule.query_lanes), padded(block), padded(dv)
     queries, heads, chunks = tile.queries, tile.heads, tile.chunks
     batch, tokens, keys, kv_heads, blocks, workers = (
         T.dynamic(x) for x in ("batch", "tokens", "keys", "kv_heads", "blocks", "workers")
     )
-    k_shape = (batch, kv_heads, blocks, dk, width) if packed else (batch, keys, kv_heads, dk)
-    v_shape = (batch, kv_heads, blocks, block, columns) if packed else (batch, keys, kv_heads, dv)
+    k_shape = (batch, kv_heads, blocks, *keys_block) if packed else (batch, keys, kv_heads, dk)
+    v_shape = (batch, kv_heads, blocks, *values_block) if packed else (batch, keys, kv_heads, dv)
+    # A query takes `query_row` numbers of 4 bytes. Heads that fill whole tiles go query by query, others side by side.
+    query_row, whole, behind = in_pairs(dk) // 2 if paired else dk, heads % PAIR_ROWS == 0, PAIR_ROWS if paired else 0
 
     @T.macro
     def load_queries(q, q_up, taken, b, t0, h, chunk, scale):
         for i in T.serial(taken):
-            for g in T.serial(heads):
-                if chunk * heads + g < group:
-                    up_row(
-                        *(dtype, T.address_of(q_up[i * heads + g, 0])),
-                        *(T.address_of(q[b, t0 + i, h, chunk * heads + g, 0]), dk),
-                    )
-                    call("scale_row", T.address_of(q_up[i * heads + g, 0]), scalar("log2_units", scale), dk)
-                else:
-                    call("fill", T.address_of(q_up[i * heads + g, 0]), T.float32(0), dk)
+            if paired:
+                call(
+                    "copy_rows",
+                    *(T.address_of(q_up[i * heads, 0]), 2 * query_row, T.address_of(q[b, t0 + i, h, chunk * heads, 0])),
+                    *(T.int64(dk), T.min(heads, group - chunk * heads), heads, dk, flip_of(scale)),
+                )
+            else:
+                for g in T.serial(heads):
+                    if chunk * heads + g < group:
+                        up_row(
+                            *(dtype, T.address_of(q_up[i * heads + g, 0])),
+                            *(T.address_of(q[b, t0 + i, h, chunk * heads + g, 0]), dk),
+                        )
+                        call("scale_row", T.address_of(q_up[i * heads + g, 0]), scalar("log2_units", scale), dk)
+                    else:
+                        call("fill", T.address_of(q_up[i * heads + g, 0]), T.float32(0), dk)
 
     def end_of(t, length, q_start):
         """The end of the keys that query `t` may see."""
@@ -78,7 +93,7 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
 
     def unpacked(rows):
         """Whether so many rows meet a block as it is."""
-        return False if packed or min(dk, dv) < LANE_QUANTUM else rows <= FEW_ROWS
+        return False if packed or paired or min(dk, dv) < LANE_QUANTUM else rows <= FEW_ROWS
 
     def length_of(j):
         """How many keys a block has."""
@@ -89,21 +104,36 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
         j = listed[T.min(u + 1, found - 1)]
         return rows_ahead(dtype, x, T.if_then_else(u + 1 < found, length_of(j), 0), b, j * block, h)
 
-    @T.macro
-    def stage_keys(k, k_t, b, h, j):
-        call(
-            f"pack_lanes<{element}, 1>",
-            *(k_t.data, width, T.address_of(k[b, j * block, h, 0]), T.int64(kv_heads) * dk, dk),
-            *(length_of(j), dk, T.float32(1)),
-        )
+    def stage_block(which, x, to, b, h, j):
+        """Pack one block."""
+        return pack_block(layouts[which], dtype, to.data, x, block, length_of(j), b, j * block, h)
 
     @T.macro
-    def stage_values(v, v_up, b, h, j):
-        call(
-            f"up_rows<{element}>",
-            *(v_up.data, columns, T.address_of(v[b, j * block, h, 0]), T.int64(kv_heads) * dv),
-            *(length_of(j), block, dv),
-        )
+    def score_pairs(kept, worker, q_up, rows, members, first, many, k, k_t, b, h, j):
+        """Scores of a block in pairs, of the rows of each member."""
+        for x in T.serial(many if whole else 1):
+            call(
+                "pair_product<false>",
+                *(T.address_of(kept[worker, first + x, 0, 0]), width),
+                T.address_of(q_up[members[first + x] * heads, 0])
+                if whole
+                else members_at("member_rows", rows, q_up, heads, members, first, many),
+                *(T.int64(2 * query_row), keys_of(k, k_t, b, h, j), width),
+                *(heads if whole else many * heads, width, 2 * query_row),
+            )
+
+    @T.macro
+    def weigh_pairs(kept, worker, o, rows, members, first, many, v, v_up, b, h, j, seen):
+        """Values of a block in pairs, added up for the rows of each member by the weights that are in `kept`."""
+        for x in T.serial(many if whole else 1):
+            call(
+                "pair_product<true>" if whole else "pair_product<false>",
+                *(T.address_of(o[members[first + x] * heads, 0]) if whole else rows.data, columns),
+                *(T.address_of(kept[worker, first + x, 0, 0]), T.int64(2 * width)),
+                *(values_of(v, v_up, b, h, j), columns, heads if whole else many * heads, columns, in_pairs(seen)),
+            )
+        if not whole:
+            call("add_members", o.data, rows.data, T.address_of(members[first]), many, heads * columns)
 
     @T.macro
     def store_outputs(out, lse, o, top, total, taken, b, t0, h, chunk):
@@ -121,12 +151,12 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
     @T.prim_func
     def gather_attention(
         q: T.Tensor((batch, tokens, kv_heads, group, dk), storage),
-        k: T.Tensor(k_shape, "float32" if packed else storage),
-        v: T.Tensor(v_shape, "float32" if packed else storage),
+        k: T.Tensor(k_shape, held if packed else storage),
+        v: T.Tensor(v_shape, held if packed else storage),
         block_indices: T.Tensor((batch, tokens, kv_heads, n), "int32"),
         out: T.Tensor((batch, tokens, kv_heads, group, dv), storage),
         lse: T.Tensor((batch, tokens, kv_heads, group), "float32"),
-        kept: T.Tensor((workers, queries * n, heads, width), "float32"),  # scores, then weights, by member
+        kept: T.Tensor((workers, members_kept(desc, tile), heads, width), "float32"),  # scores, then weights, by member
         marks: T.Tensor((workers, blocks, 2), "int32"),
         length: T.int32,
         q_start: T.int32,
@@ -135,10 +165,12 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
         task_lo: T.int32,
         task_hi: T.int32,
     ):
-        with T.Kernel(1, prelude=prelude(n)) as _:
-            q_up = T.alloc_local((queries * heads + padded(dk) // dk, dk), "float32")
+        with T.Kernel(1, prelude=prelude(n, paired=paired)) as _:
+            q_up = T.alloc_local(
+                (queries * heads + max(behind, padded(dk) // dk), query_row), "uint32" if paired else "float32"
+            )
             o = T.alloc_local((queries * heads, columns), "float32")
-            rows = T.alloc_local((queries * heads + 1, max(padded(dk), columns)), "float32")
+            rows = T.alloc_local((queries * heads + max(behind, 1), max(padded(query_row), columns)), "float32")
             top = T.alloc_local((queries * heads,), "float32")
             total = T.alloc_local((queries * heads,), "float32")
             limits = T.alloc_local((queries,), "int32")
@@ -147,11 +179,12 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
             begins = T.alloc_local((queries * n + 1,), "int32")
             members = T.alloc_local((queries * n,), "int32")
             places = T.alloc_local((queries, n), "int32")
-            k_t = T.alloc_local((dk, 1 if packed else width), "float32")
-            v_up = T.alloc_local((1 if packed else block, columns), "float32")
+            k_t = T.alloc_local((keys_block[0], 1 if packed else width), held)
+            v_up = T.alloc_local((1 if packed else values_block[0], columns), held)
             b, h, t0 = (T.alloc_var("int32") for _ in range(3))
             taken, found, j, first, many, seen = (T.alloc_var("int32") for _ in range(6))
             call("fill_rows", T.address_of(marks[worker, 0, 0]), blocks, 2)
+            open_tiles(paired)
             for task in T.serial(task_lo, task_hi):
                 b, h, t0, _ = decode_task(task, T.ceildiv(tokens, queries), kv_heads, 1, queries)
                 taken = T.min(queries, tokens - t0)
@@ -182,14 +215,17 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                             )
                         else:
                             if not packed:
-                                stage_keys(k, k_t, b, h, j)
-                            call(
-                                product(width, schedule, "ZERO"),
-                                *(T.address_of(kept[worker, first, 0, 0]), width),
-                                *(members_at("member_rows", rows, q_up, heads, members, first, many), dk, 1),
-                                *(keys_of(k, k_t, b, h, j), many * heads, dk, rows.data),
-                                *next_block(k, b, h, listed, u, found, dk * width),
-                            )
+                                stage_block(0, k, k_t, b, h, j)
+                            if paired:
+                                score_pairs(kept, worker, q_up, rows, members, first, many, k, k_t, b, h, j)
+                            else:
+                                call(
+                                    product(width, schedule, "ZERO"),
+                                    *(T.address_of(kept[worker, first, 0, 0]), width),
+                                    *(members_at("member_rows", rows, q_up, heads, members, first, many), dk, 1),
+                                    *(keys_of(k, k_t, b, h, j), many * heads, dk, rows.data),
+                                    *next_block(k, b, h, listed, u, found, dk * width),
+                                )
                         if end_of(t0 + members[first], length, q_start) < j * block + width or block < width:
                             for x in T.serial(many):
                                 seen = T.min(block, end_of(t0 + members[first + x], length, q_start) - j * block)
@@ -200,9 +236,9 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                     for i in T.serial(taken):
                         for g in T.serial(heads):
                             call(
-                                f"softmax_pieces<{width}>",
+                                f"softmax_pieces_pairs<{width}>" if paired else f"softmax_pieces<{width}>",
                                 *(T.address_of(kept[worker, first, g, 0]), T.address_of(places[i, 0]), counts[i]),
-                                T.int64(heads * width),
+                                *(T.int64(heads * width), *((scalar("pair_units", scale),) if paired else ())),
                                 *(T.address_of(top[i * heads + g]), T.address_of(total[i * heads + g])),
                             )
                     call("fill_rows", o.data, taken * heads, columns)
@@ -223,15 +259,20 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                             )
                         else:
                             if not packed:
-                                stage_values(v, v_up, b, h, j)
-                            call(
-                                product(columns, schedule, "SUM"),
-                                *(members_at("member_sums", rows, o, heads, members, first, many), columns),
-                                *(T.address_of(kept[worker, first, 0, 0]), width, 1),
-                                *(values_of(v, v_up, b, h, j), many * heads, seen, rows.data),
-                                *next_block(v, b, h, listed, u, found, block * columns),
-                            )
-                        call("add_spare", o.data, rows.data, T.address_of(members[first]), many, heads * columns)
+                                stage_block(1, v, v_up, b, h, j)
+                            if paired:
+                                weigh_pairs(kept, worker, o, rows, members, first, many, v, v_up, b, h, j, seen)
+                            else:
+                                call(
+                                    product(columns, schedule, "SUM"),
+                                    *(members_at("member_sums", rows, o, heads, members, first, many), columns),
+                                    *(T.address_of(kept[worker, first, 0, 0]), width, 1),
+                                    *(values_of(v, v_up, b, h, j), many * heads, seen, rows.data),
+                                    *next_block(v, b, h, listed, u, found, block * columns),
+                                )
+                        if not paired:
+                            call("add_spare", o.data, rows.data, T.address_of(members[first]), many, heads * columns)
                     store_outputs(out, lse, o, top, total, taken, b, t0, h, chunk)
+            close_tiles(paired)
 
     return gather_attention

@@ -19,34 +19,28 @@ from .common import (
     STORAGE,
     bound_at,
     call,
-    columns_at,
     decode_task,
     keys_ahead,
     lines_of,
     load_bounds,
-    pack_lanes,
     prelude,
-    product,
-    rows_at,
     rows_of_tile,
-    scalar,
-    stage_rows,
     store_sums,
     unpack_lanes,
 )
 from .few_rows import FEW_ROWS, attend_rows, in_lanes, is_one_vector, load_rows, store_rows
+from .lane_step import LaneStep, close_tiles, open_tiles, stage_step
 
 
 def get_scored_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any:
     """Return the kernel for `desc` (dims of the attention and of the selection): q, k, v -> out, lse, indices."""
     dtype, group, dk, dv, n = desc.dtype, desc.size("group"), desc.size("dk"), desc.size("dv"), desc.size("n")
     facts = BlockScores.of(desc, schedule)
-    tile, step, spilled, seen = facts.tile, facts.scored.tokens, facts.scored.spilled, facts.seen
+    tile, width, spilled, seen = facts.tile, facts.scored.tokens, facts.scored.spilled, facts.seen
     lanes, queries, heads, chunks = tile.lanes, tile.queries, tile.heads, tile.chunks
-    storage, converted, few = STORAGE[dtype], dtype != "float32", lanes <= FEW_LANES
-    staged = step if converted else 1
-    by_query = is_one_vector(lanes, target) and min(dk, dv) >= lanes
-    wide = padded(step) if by_query else step
+    storage, few, wide = STORAGE[dtype], lanes <= FEW_LANES, padded(width)
+    step = LaneStep.of(desc, schedule, target, lanes=lanes, keys=width)
+    by_query = is_one_vector(lanes, target) and min(dk, dv) >= lanes and not step.paired
     batch, tokens, keys, kv_heads, workers, steps, blocks = (
         T.dynamic(x) for x in ("batch", "tokens", "keys", "kv_heads", "workers", "steps", "blocks")
     )
@@ -68,10 +62,11 @@ def get_scored_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
         task_hi: T.int32,
         worker: T.int32,
     ):
-        with T.Kernel(1, prelude=prelude(n)) as _:
-            q_t = T.alloc_local((dk, lanes), "float32")
+        with T.Kernel(1, prelude=prelude(n, paired=step.paired)) as _:
+            q_t = T.alloc_local(*step.queries)
             s = T.alloc_local((wide, lanes), "float32")
-            o_t = T.alloc_local((dv, lanes), "float32")
+            p = T.alloc_local(*step.pairs)
+            o_t = T.alloc_local(*step.outputs)
             q_r = T.alloc_local((FEW_ROWS if by_query else 1, dk), "float32")
             s_r = T.alloc_local((FEW_ROWS if by_query else 1, wide), "float32")
             o = T.alloc_local((FEW_ROWS if by_query else 1, dv), "float32")
@@ -80,10 +75,11 @@ def get_scored_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
             alpha = T.alloc_local((lanes,), "float32")
             lo = T.alloc_local((1, lanes), "int32")
             hi = T.alloc_local((1, lanes), "int32")
-            k_up = T.alloc_local((staged, dk), "float32")
-            v_up = T.alloc_local((staged, dv), "float32")
+            k_up = T.alloc_local(*step.staged_keys)
+            v_up = T.alloc_local(*step.staged_values)
             b, h, t0 = (T.alloc_var("int32") for _ in range(3))
             end, j0, rows, filled = (T.alloc_var("int32") for _ in range(4))
+            open_tiles(step.paired)
             for task in T.serial(task_lo, task_hi):
                 b, h, t0, _ = decode_task(task, T.ceildiv(tokens, queries), kv_heads, 1, queries)
                 end = bound_at(seen, q_start + T.min(t0 + queries, tokens) - 1, keys)
@@ -91,48 +87,46 @@ def get_scored_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                 for chunk in T.serial(chunks):
                     filled = rows_of_tile(tile, group, tokens, t0, chunk)
                     if in_lanes(by_query, lanes, filled):
-                        pack_lanes(dtype, q_t, q, heads, filled, scalar("log2_units", scale), b, t0, h, chunk * heads)
-                        call("fill", o_t.data, T.float32(0), dv * lanes)
+                        step.lay(q_t, q, heads, filled, scale, b, t0, h, chunk * heads)
+                        call("fill_rows", o_t.data, o_t.shape[0], lanes)
                     else:
                         load_rows(dtype, q_r, 0, q, tile, filled, scale, b, t0, h, chunk)
                         call("fill_rows", o.data, filled, dv)
                     load_bounds(lo, hi, facts.ranges, filled, t0, q_start, heads, keys)
                     call("fill", top.data, NEG_INF, lanes)
                     call("fill", total.data, T.float32(0), lanes)
-                    passes = T.ceildiv(end, step)
+                    passes = T.ceildiv(end, width)
                     for i in T.serial(passes):
-                        j0 = i * step
-                        rows = T.min(step, end - j0)
-                        if converted:
-                            stage_rows(dtype, k, k_up, rows, b, j0, h)
-                            stage_rows(dtype, v, v_up, rows, b, j0, h)
+                        j0 = i * width
+                        rows = T.min(width, end - j0)
+                        stage_step(step, k, k_up, v, v_up, rows, b, j0, h)
                         if in_lanes(by_query, lanes, filled):
-                            call(
-                                product(lanes, schedule, "ZERO"),
-                                *(s.data, lanes, *rows_at(dtype, k, k_up, b, j0, h), q_t.data, rows, dk, alpha.data),
-                                keys_ahead(dtype, k, T.min(step, end - j0 - rows), b, j0 + rows, h)
+                            step.score(
+                                *(s, k, k_up, q_t, rows),
+                                keys_ahead(dtype, k, T.min(width, end - j0 - rows), b, j0 + rows, h)
                                 if few
                                 else lines_of(
                                     dtype, q, heads, filled, (i, passes), b, t0, h, chunk * heads, ahead=True
                                 ),
+                                *(b, j0, h),
                             )
                             if j0 + rows > bound_at(seen, q_start + t0, keys):
                                 call(f"mask_lanes<{lanes}, 1>", s.data, lo.data, hi.data, j0, rows)
-                            call(f"softmax_step<{lanes}>", s.data, rows, top.data, total.data, alpha.data)
+                            step.weigh(s, p, rows, scale, top, total, alpha, kept=True)
                         else:
                             attend_rows(
                                 *(dtype, (o, top, total), s_r, q_r, 0, filled, (k, k_up), (v, v_up), lo, hi),
-                                *(b, j0, h, rows, T.min(step, end - j0 - rows)),
+                                *(b, j0, h, rows, T.min(width, end - j0 - rows)),
                             )
                             call(f"lay_in_lanes<{wide}>", s.data, s_r.data, filled, rows)
                         keep_sums(sums, tops, facts, worker, i, s, rows, top)
                         if in_lanes(by_query, lanes, filled):
-                            call(
-                                product(lanes, schedule, "RESCALE"),
-                                *(o_t.data, lanes, *columns_at(dtype, v, v_up, b, j0, h), s.data, dv, rows, alpha.data),
-                                keys_ahead(dtype, v, T.min(step, end - j0 - rows), b, j0 + rows, h)
+                            step.add(
+                                *(o_t, v, v_up, s, p, rows, alpha),
+                                keys_ahead(dtype, v, T.min(width, end - j0 - rows), b, j0 + rows, h)
                                 if few
                                 else lines_of(dtype, out, heads, filled, (i, passes), b, t0, h, chunk * heads),
+                                *(b, j0, h),
                             )
                     store_sums(lse, top, total, 0, tile, filled, b, t0, h, chunk)
                     if in_lanes(by_query, lanes, filled):
@@ -142,5 +136,6 @@ def get_scored_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                     add_scores(scores, sums, tops, facts, worker, passes, top, total)
                 for t in T.serial(T.min(queries, tokens - t0)):
                     list_blocks(indices, scores, desc, worker, b, t0 + t, h, t, q_start + t0 + t)
+            close_tiles(step.paired)
 
     return scored_attention

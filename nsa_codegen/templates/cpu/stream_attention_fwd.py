@@ -12,7 +12,7 @@ import tilelang.language as T
 from ...desc import KernelDesc
 from ...schedule import Schedule
 from ...target import Target
-from ...tiling import RowTile
+from ...tiling import RowTile, padded
 from ...together import most_together
 from .common import (
     FEW_LANES,
@@ -20,22 +20,17 @@ from .common import (
     STORAGE,
     bound_at,
     call,
-    columns_at,
     decode_task,
     keys_ahead,
     lines_of,
     load_bounds,
-    pack_lanes,
     prelude,
-    product,
-    rows_at,
     rows_of_tile,
-    scalar,
-    stage_rows,
     store_sums,
     unpack_lanes,
 )
 from .few_rows import are_few, attend_heads, is_one_vector
+from .lane_step import LaneStep, close_tiles, open_tiles, stage_step
 
 
 def get_stream_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any:
@@ -44,10 +39,9 @@ def get_stream_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
     ranges = desc.streamed.ranges
     tile = RowTile.of(group, schedule.query_lanes)
     lanes, queries, heads, chunks = tile.lanes, tile.queries, tile.heads, tile.chunks
-    step, storage, few = schedule.key_tile, STORAGE[dtype], lanes <= FEW_LANES
-    by_query = is_one_vector(lanes, target) and min(dk, dv) >= lanes
-    converted = dtype != "float32"
-    staged = step if converted else 1  # rows of K and V held as float32; float32 is read in place
+    width, storage, few = schedule.key_tile, STORAGE[dtype], lanes <= FEW_LANES
+    step = LaneStep.of(desc, schedule, target, lanes=lanes, keys=width)
+    by_query = is_one_vector(lanes, target) and min(dk, dv) >= lanes and not step.paired
     batch, tokens, keys, kv_heads = (T.dynamic(n) for n in ("batch", "tokens", "keys", "kv_heads"))
 
     @T.prim_func
@@ -63,17 +57,18 @@ def get_stream_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
         task_lo: T.int32,
         task_hi: T.int32,
     ):
-        with T.Kernel(1, prelude=prelude()) as _:
-            q_t = T.alloc_local((dk, lanes), "float32")
-            s = T.alloc_local((step, lanes), "float32")
-            o_t = T.alloc_local((dv, lanes), "float32")
+        with T.Kernel(1, prelude=prelude(paired=step.paired)) as _:
+            q_t = T.alloc_local(*step.queries)
+            s = T.alloc_local((padded(width), lanes), "float32")
+            p = T.alloc_local(*step.pairs)
+            o_t = T.alloc_local(*step.outputs)
             top = T.alloc_local((lanes,), "float32")
             total = T.alloc_local((lanes,), "float32")
             alpha = T.alloc_local((lanes,), "float32")
             lo = T.alloc_local((len(ranges), lanes), "int32")
             hi = T.alloc_local((len(ranges), lanes), "int32")
-            k_up = T.alloc_local((staged, dk), "float32")
-            v_up = T.alloc_local((staged, dv), "float32")
+            k_up = T.alloc_local(*step.staged_keys)
+            v_up = T.alloc_local(*step.staged_values)
             b, h, t0, chunk = (T.alloc_var("int32") for _ in range(4))
             begin, end, j0, rows, filled, from_tile, to_tile = (T.alloc_var("int32") for _ in range(7))
             from_tile = task_lo * together
@@ -81,49 +76,49 @@ def get_stream_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
             if by_query:  # noqa: SIM102 - the first is known here, the second to the kernel
                 if are_few(lanes, tokens * heads):
                     attend_heads(
-                        *(dtype, ranges, tile, step, most_together(desc, schedule)),
+                        *(dtype, ranges, tile, width, most_together(desc, schedule)),
                         *(q, k, v, out, lse, q_start, scale, together, task_lo, task_hi),
                     )
                     from_tile = to_tile
+            open_tiles(step.paired)
             for index in T.serial(from_tile, to_tile):
                 b, h, t0, chunk = decode_task(index, T.ceildiv(tokens, queries), kv_heads, chunks, queries)
                 first = q_start + t0
                 last = q_start + T.min(t0 + queries, tokens) - 1
                 filled = rows_of_tile(tile, group, tokens, t0, chunk)
-                pack_lanes(dtype, q_t, q, heads, filled, scalar("log2_units", scale), b, t0, h, chunk * heads)
+                step.lay(q_t, q, heads, filled, scale, b, t0, h, chunk * heads)
                 load_bounds(lo, hi, ranges, filled, t0, q_start, heads, keys)
                 call("fill", top.data, NEG_INF, lanes)
                 call("fill", total.data, T.float32(0), lanes)
-                call("fill", o_t.data, T.float32(0), dv * lanes)
+                call("fill_rows", o_t.data, o_t.shape[0], lanes)
                 end = 0
                 for span in ranges:
                     begin = T.max(end, bound_at(span.lo, first, keys))
                     end = T.max(begin, bound_at(span.hi, last, keys))
-                    steps = T.ceildiv(end - begin, step)
+                    steps = T.ceildiv(end - begin, width)
                     for i in T.serial(steps):
-                        j0 = begin + i * step
-                        rows = T.min(step, end - j0)
-                        if converted:
-                            stage_rows(dtype, k, k_up, rows, b, j0, h)
-                            stage_rows(dtype, v, v_up, rows, b, j0, h)
-                        call(
-                            product(lanes, schedule, "ZERO"),
-                            *(s.data, lanes, *rows_at(dtype, k, k_up, b, j0, h), q_t.data, rows, dk, alpha.data),
-                            keys_ahead(dtype, k, T.min(step, end - j0 - rows), b, j0 + rows, h)
+                        j0 = begin + i * width
+                        rows = T.min(width, end - j0)
+                        stage_step(step, k, k_up, v, v_up, rows, b, j0, h)
+                        step.score(
+                            *(s, k, k_up, q_t, rows),
+                            keys_ahead(dtype, k, T.min(width, end - j0 - rows), b, j0 + rows, h)
                             if few
                             else lines_of(dtype, q, heads, filled, (i, steps), b, t0, h, chunk * heads, ahead=True),
+                            *(b, j0, h),
                         )
                         if T.Or(j0 < bound_at(span.lo, last, keys), j0 + rows > bound_at(span.hi, first, keys)):
                             call(f"mask_lanes<{lanes}, {len(ranges)}>", s.data, lo.data, hi.data, j0, rows)
-                        call(f"softmax_step<{lanes}>", s.data, rows, top.data, total.data, alpha.data)
-                        call(
-                            product(lanes, schedule, "RESCALE"),
-                            *(o_t.data, lanes, *columns_at(dtype, v, v_up, b, j0, h), s.data, dv, rows, alpha.data),
-                            keys_ahead(dtype, v, T.min(step, end - j0 - rows), b, j0 + rows, h)
+                        step.weigh(s, p, rows, scale, top, total, alpha)
+                        step.add(
+                            *(o_t, v, v_up, s, p, rows, alpha),
+                            keys_ahead(dtype, v, T.min(width, end - j0 - rows), b, j0 + rows, h)
                             if few
                             else lines_of(dtype, out, heads, filled, (i, steps), b, t0, h, chunk * heads),
+                            *(b, j0, h),
                         )
                 store_sums(lse, top, total, 0, tile, filled, b, t0, h, chunk)
                 unpack_lanes(dtype, out, o_t, heads, filled, total, b, t0, h, chunk * heads)
+            close_tiles(step.paired)
 
     return stream_attention

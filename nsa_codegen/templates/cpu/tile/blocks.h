@@ -175,15 +175,16 @@ NSA_INLINE int32_t group_blocks(int32_t *blocks, int32_t *begins, int32_t *membe
 // Whether rows members[0 .. many-1], ascending, follow one another.
 NSA_INLINE bool adjoin(const int32_t *members, int many) { return members[many - 1] - members[0] == many - 1; }
 
-// The rows members[i] of src, of `width` numbers, one behind the other: where they are if they adjoin, else in spare, which
-// like src has room for W more numbers.
-NSA_INLINE const float *member_rows(float *spare, const float *src, const int32_t *members, int many, int width) {
+// The rows members[i] of src, of `width` numbers of four bytes, one behind the other: where they are if they adjoin, else in
+// spare, which like src has room for W more numbers.
+template <typename T>
+NSA_INLINE const T *member_rows(void *spare, const T *src, const int32_t *members, int many, int width) {
   if (adjoin(members, many))
     return src + members[0] * width;
   for (int i = 0; i < many; i++)
     for (int c = 0; c < width; c += W)
-      store(spare + i * width + c, load(src + members[i] * width + c));
-  return spare;
+      store((float *)spare + i * width + c, load((const float *)src + members[i] * width + c));
+  return (const T *)spare;
 }
 
 // Where to add to the rows members[i] of dst: there if they adjoin, else in spare, zeros, for `add_spare` to add up.
@@ -195,10 +196,16 @@ NSA_INLINE float *member_sums(float *spare, float *dst, const int32_t *members, 
 }
 
 // Row members[i] of dst += row i of spare, rows of `width` numbers, a multiple of W.
-NSA_INLINE void add_spare(float *dst, const float *spare, const int32_t *members, int many, int width) {
-  for (int i = 0; i < many && !adjoin(members, many); i++)
+NSA_INLINE void add_members(float *dst, const float *spare, const int32_t *members, int many, int width) {
+  for (int i = 0; i < many; i++)
     for (int c = 0; c < width; c += W)
       store(dst + members[i] * width + c, load(dst + members[i] * width + c) + load(spare + i * width + c));
+}
+
+// The same unless the rows adjoin, which `member_sums` has added to where they are.
+NSA_INLINE void add_spare(float *dst, const float *spare, const int32_t *members, int many, int width) {
+  if (!adjoin(members, many))
+    add_members(dst, spare, members, many, width);
 }
 
 } // namespace nsa

@@ -31,6 +31,7 @@ typedef int32_t vi __attribute__((vector_size(NSA_VECTOR_BYTES)));
 typedef float vf_mem __attribute__((vector_size(NSA_VECTOR_BYTES), aligned(4), may_alias));
 typedef uint32_t vu __attribute__((vector_size(NSA_VECTOR_BYTES)));
 typedef int16_t vh __attribute__((vector_size(NSA_VECTOR_BYTES / 2))); // as many of 16 bits
+typedef uint16_t vw __attribute__((vector_size(NSA_VECTOR_BYTES)));     // all of 16 bits
 typedef int16_t vh_mem __attribute__((vector_size(NSA_VECTOR_BYTES / 2), aligned(2), may_alias));
 
 // A vector's worth of 16 bits each, in the low bits of 32. GCC 12 takes the general form apart into halves.
@@ -66,6 +67,17 @@ template <int D, int... J> NSA_INLINE vf rotate(vf x, std::integer_sequence<int,
   return __builtin_shuffle(x, (vi){(J ^ D)...});
 #endif
 }
+
+template <int... J> NSA_INLINE vw interleaved(vw x, std::integer_sequence<int, J...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(x, x, (J / 2 + J % 2 * W)...);
+#else
+  return __builtin_shuffle(x, (vw){(J / 2 + J % 2 * W)...});
+#endif
+}
+
+// The numbers of the first half, each before that of the second half.
+NSA_INLINE vw interleaved(vw x) { return interleaved(x, std::make_integer_sequence<int, 2 * W>()); }
 
 // In every lane, what `both` makes of all lanes, halves first.
 template <typename F, int D = W / 2> NSA_INLINE vf fold(vf x, F both) {
@@ -103,7 +115,7 @@ NSA_INLINE vf scaled_above(vf x, vf p, vf n) {
 }
 #endif
 
-// 2^x for x <= 0.5: exactly 1 at 0, exactly 0 below -126 and at -inf, NaN at NaN; relative error below 2e-7.
+// 2^x for x < 127: exactly 1 at 0, exactly 0 below -126 and at -inf, NaN at NaN; relative error below 2e-7.
 NSA_INLINE vf exp2(vf x) {
 #if NSA_VECTOR_BYTES == 64
   vf f = fraction(x);

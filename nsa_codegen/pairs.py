@@ -1,0 +1,25 @@
+"""Sizes of products over pairs of bfloat16 numbers, as a CPU's matrix unit makes them: for its templates and others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .desc import KernelDesc
+from .tiling import RowTile, ceil_div
+
+PAIR_QUANTUM = 32  # numbers that one instruction sums
+PAIR_ROWS = 16  # rows and columns that it takes, all of which it reads and writes
+
+
+def in_pairs(size: Any) -> Any:
+    """Return `size`, a number or an expression, rounded up to what one instruction sums."""
+    return (size + PAIR_QUANTUM - 1) // PAIR_QUANTUM * PAIR_QUANTUM
+
+
+def members_kept(desc: KernelDesc, tile: RowTile) -> int:
+    """Return the queries by block whose scores a tile of a gathered attention has room for, the most that there are.
+
+    A matrix unit writes whole tiles of rows, and so a few behind the last.
+    """
+    behind = ceil_div(PAIR_ROWS - 1, tile.heads) if desc.dtype == "bfloat16" and desc.direction == "fwd" else 0
+    return tile.queries * desc.size("n") + behind

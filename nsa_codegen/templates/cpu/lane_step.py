@@ -1,0 +1,136 @@
+"""A step of a softmax over keys with queries in the lanes: what it holds, and its calls, by either kind of product.
+
+The register-tiled one takes keys and values as float32, where they lie or converted. A matrix unit takes bfloat16 keys
+as they are, values transposed, and queries and weights in pairs (`tile/pairs.h`); scores lack what makes log2 units of
+them until they become weights.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import tilelang.language as T
+
+from ...desc import KernelDesc
+from ...pairs import in_pairs
+from ...schedule import Schedule
+from ...target import Target
+from ...tiling import padded
+from .common import call, columns_at, pack_lanes, position_stride, product, rows_at, scalar, stage_rows
+
+Local = tuple[tuple[int, ...], str]  # shape and type of what a task holds
+
+
+def flip_of(scale: Any) -> Any:
+    """Return the bits that numbers in pairs exchange for the sign of `scale`."""
+    return T.call_extern("uint32", "nsa::pair_flip", scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneStep:
+    """The static facts of a step of `keys` keys over `lanes` rows; `paired` where a matrix unit multiplies."""
+
+    dtype: str
+    schedule: Schedule
+    lanes: int
+    keys: int
+    dk: int
+    dv: int
+    paired: bool
+
+    @classmethod
+    def of(cls, desc: KernelDesc, schedule: Schedule, target: Target, *, lanes: int, keys: int) -> "LaneStep":
+        """Return the step of `desc` on `target`."""
+        dk, dv, paired = desc.size("dk"), desc.size("dv"), target.takes_pairs(desc.dtype)
+        return cls(dtype=desc.dtype, schedule=schedule, lanes=lanes, keys=keys, dk=dk, dv=dv, paired=paired)
+
+    @property
+    def queries(self) -> Local:
+        """Of the queries."""
+        return ((in_pairs(self.dk) // 2, self.lanes), "uint32") if self.paired else ((self.dk, self.lanes), "float32")
+
+    @property
+    def pairs(self) -> Local:
+        """Of the weights in pairs, if there are any."""
+        return (in_pairs(self.keys) // 2 if self.paired else 1, self.lanes), "uint32"
+
+    @property
+    def outputs(self) -> Local:
+        """Of the outputs."""
+        return (padded(self.dv) if self.paired else self.dv, self.lanes), "float32"
+
+    @property
+    def staged_keys(self) -> Local:
+        """Of keys that are not read where they lie."""
+        if self.paired:
+            return (padded(self.keys), in_pairs(self.dk)), "uint16"
+        return (self.keys if self.dtype != "float32" else 1, self.dk), "float32"
+
+    @property
+    def staged_values(self) -> Local:
+        """Of values that are not read where they lie."""
+        if self.paired:
+            return (padded(self.dv), in_pairs(self.keys)), "uint16"
+        return (self.keys if self.dtype != "float32" else 1, self.dv), "float32"
+
+    def lay(self, dst: Any, q: Any, heads: int, rows: Any, scale: Any, *index: Any) -> Any:
+        """Return the call that lays `rows` rows of queries in the lanes of `dst` (`common.pack_lanes`)."""
+        if not self.paired:
+            return pack_lanes(self.dtype, dst, q, heads, rows, scalar("log2_units", scale), *index)
+        source, padded_dk = T.address_of(q[(*index, 0)]), in_pairs(self.dk)
+        where = (source, position_stride(q), self.dk, rows, self.dk, padded_dk)
+        return call(f"pack_pairs<{heads}>", dst.data, self.lanes, *where, flip_of(scale))
+
+    def score(self, s: Any, k: Any, staged: Any, q: Any, rows: Any, ahead: Any, *index: Any) -> Any:
+        """Return the call that makes scores `s` [keys, lanes] of `rows` keys from `index` on; it asks for `ahead`."""
+        if self.paired:
+            keys = (staged.data, T.address_of(k[(*index, 0)]), position_stride(k))
+            return call(f"score_lanes<{self.lanes}, {self.dk}>", s.data, *keys, q.data, rows, ahead)
+        sides = (s.data, self.lanes, *rows_at(self.dtype, k, staged, *index), q.data)
+        return call(product(self.lanes, self.schedule, "ZERO"), *sides, rows, self.dk, s.data, ahead)
+
+    def weigh(
+        self, s: Any, pairs: Any, rows: Any, scale: Any, top: Any, total: Any, alpha: Any, *, kept: bool = False
+    ) -> Any:
+        """Return the call that makes weights of scores, those of `pairs` in `s` as well only if they are `kept`."""
+        if self.paired:
+            name = f"softmax_step_pairs<{self.lanes}, {'true' if kept else 'false'}>"
+            made = (s.data, pairs.data, rows, in_pairs(rows), scalar("pair_units", scale))
+            return call(name, *made, top.data, total.data, alpha.data)
+        return call(f"softmax_step<{self.lanes}>", s.data, rows, top.data, total.data, alpha.data)
+
+    def add(
+        self, o: Any, v: Any, staged: Any, s: Any, pairs: Any, rows: Any, alpha: Any, ahead: Any, *index: Any
+    ) -> Any:
+        """Return the call that rescales outputs `o` [dims, lanes], and adds `rows` values from `index` on, weighted."""
+        if self.paired:
+            sides = (o.data, staged.data, T.int64(in_pairs(self.keys)), pairs.data)
+            return call(f"rescaled_product<{self.lanes}>", *sides, o.shape[0], in_pairs(rows), alpha.data, ahead)
+        sides = (o.data, self.lanes, *columns_at(self.dtype, v, staged, *index), s.data)
+        return call(product(self.lanes, self.schedule, "RESCALE"), *sides, self.dv, rows, alpha.data, ahead)
+
+
+@T.macro
+def stage_step(step, k, k_up, v, v_up, rows, b, j0, h):
+    """Bring values, and keys that are converted, into the form that the products of `step` read."""
+    if step.paired:
+        call(
+            f"transpose_rows<{step.dv}>",
+            *(v_up.data, v_up.shape[1], T.address_of(v[b, j0, h, 0]), position_stride(v), rows, in_pairs(rows)),
+        )
+    elif step.dtype != "float32":
+        stage_rows(step.dtype, k, k_up, rows, b, j0, h)
+        stage_rows(step.dtype, v, v_up, rows, b, j0, h)
+
+
+@T.macro
+def open_tiles(paired):
+    """Set up the tiles of a matrix unit, if it multiplies."""
+    if paired:
+        call("open_tiles")
+
+
+@T.macro
+def close_tiles(paired):
+    """Give them back."""
+    if paired:
+        call("close_tiles")

@@ -1,0 +1,227 @@
+"""Products over pairs of bfloat16 numbers: by a matrix unit where there is one, and by vectors, as any machine can."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import functools
+import math
+import shlex
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cases import assert_accurate, drawn, make_inputs, nan_filled, widened
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from nsa_codegen.build import Artifact
+from nsa_codegen.compiler import compile_assembly, compile_shared
+from nsa_codegen.desc import KernelDesc
+from nsa_codegen.index_sets import causal, complete, window
+from nsa_codegen.ops import OPS, Sizes
+from nsa_codegen.schedule import CpuSchedule
+from nsa_codegen.store import SOURCE, KernelStore
+from nsa_codegen.target import CPU_TARGETS, CpuTarget, runs_here
+from nsa_codegen.templates.cpu.common import prelude
+
+WIDTH = 37  # numbers of a row: fills neither a tile nor vectors
+ENTRIES = f"""
+extern "C" void opened() {{ nsa::open_tiles(); }}
+extern "C" void closed() {{ nsa::close_tiles(); }}
+extern "C" void product(float *C, int ldc, const void *A, int64_t a_row, const uint32_t *B, int ldb, int rows,
+                        int columns, int depth, int added) {{
+  if (added)
+    nsa::pair_product<true>(C, ldc, A, a_row, B, ldb, rows, columns, depth);
+  else
+    nsa::pair_product<false>(C, ldc, A, a_row, B, ldb, rows, columns, depth);
+}}
+extern "C" void packed(uint32_t *dst, const uint16_t *src, int64_t stride, int rows, int padded, uint32_t flip) {{
+  nsa::pack_pairs<1>(dst, 32, src, stride, 0, rows, {WIDTH}, padded, flip);
+}}
+extern "C" void paired(uint32_t *dst, const uint16_t *src, int64_t stride, int rows, int padded) {{
+  nsa::pair_rows(dst, 48, src, stride, rows, padded, {WIDTH});
+}}
+extern "C" void transposed(uint16_t *dst, const uint16_t *src, int64_t stride, int rows, int padded) {{
+  nsa::transpose_rows<{WIDTH}>(dst, padded, src, stride, rows, padded);
+}}
+extern "C" void softmax(float *S, uint32_t *P, int rows, int padded, float units, float *m, float *l, float *alpha) {{
+  nsa::softmax_step_pairs<64, true>(S, P, rows, padded, units, m, l, alpha);
+}}
+"""
+TEXT = f"{prelude(paired=True)}\n{ENTRIES}"
+HERE = [t for t in CPU_TARGETS.values() if runs_here(t)]
+# The text for a matrix unit as any machine compiles it: vectors do what tiles would.
+BY_VECTORS = dataclasses.replace(next(t for t in HERE if not t.matrix), matrix="vectors")
+UNITS = [BY_VECTORS, *(t for t in HERE if t.matrix)]
+targets = pytest.mark.parametrize("target", HERE, ids=lambda t: t.name)
+units = pytest.mark.parametrize("target", UNITS, ids=lambda t: t.matrix)
+counts = st.integers(1, 32)
+
+
+@pytest.fixture(scope="module")
+def entries(tmp_path_factory: pytest.TempPathFactory) -> Callable[[CpuTarget], ctypes.CDLL]:
+    """Return a function that gives the entries as a target has them."""
+
+    @functools.cache
+    def library(target: CpuTarget) -> ctypes.CDLL:
+        folder = tmp_path_factory.mktemp(target.name)
+        (folder / SOURCE).write_text(TEXT)
+        return ctypes.CDLL(str(folder / compile_shared(folder, target=target).name))
+
+    return library
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> KernelStore:
+    """A store for kernels of a target that no other test has."""
+    return KernelStore(tmp_path_factory.mktemp("kernels"))
+
+
+def passed(*values: Any) -> list[Any]:
+    """Return tensors by address, and integers in the 64 bits that every argument has room for."""
+    as_c = {Tensor: lambda x: ctypes.c_void_p(x.data_ptr()), float: ctypes.c_float, int: ctypes.c_int64}
+    return [as_c[type(v)](v) for v in values]
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def in_pairs(x: Tensor, rows: int, columns: int) -> Tensor:
+    """Return x [rows, columns], padded by zeros, with rows two by two: [pairs, columns, 2]."""
+    padded = torch.zeros(rows, columns, dtype=x.dtype)
+    padded[: x.shape[0], : x.shape[1]] = x
+    return padded.unflatten(0, (-1, 2)).transpose(1, 2).contiguous()
+
+
+@targets
+@pytest.mark.parametrize("added", [0, 1])
+@pytest.mark.parametrize(("rows", "columns", "depth"), [(1, 16, 32), (16, 32, 64), (48, 48, 96), (70, 80, 32)])
+def test_a_product_is_that_of_float64(
+    target: CpuTarget, added: int, rows: int, columns: int, depth: int, entries: Callable[[CpuTarget], ctypes.CDLL]
+) -> None:
+    a, b = numbers(rows + 16, depth + 32), numbers(depth, columns, seed=1)
+    c = torch.randn(rows + 16, columns)
+    wanted = added * c[:rows].double() + a[:rows, :depth].double() @ b.double()
+    library = entries(target)
+    library.opened()
+    pairs = in_pairs(b, depth, columns)
+    library.product(*passed(c, columns, a, depth + 32, pairs, columns, rows, columns, depth, added))
+    library.closed()
+    # A sum of n products in any order errs by at most n * 2^-24 times the sum of their absolute values.
+    bound = (depth + 1) * 2.0**-24 * (a[:rows, :depth].double().abs() @ b.double().abs() + added * c[:rows].abs())
+    assert bool(((c[:rows] - wanted).abs() <= bound + 1e-6 * added).all())
+
+
+@targets
+@given(rows=counts, flip=st.sampled_from([0, 0x80008000]))
+@drawn(12)
+def test_rows_are_laid_out_in_pairs_and_transposed(
+    target: CpuTarget, rows: int, flip: int, entries: Callable[[CpuTarget], ctypes.CDLL]
+) -> None:
+    """What lies between rows, behind them, and in the result before is NaN."""
+    library, nan = entries(target), float("nan")
+    x = torch.full((rows, WIDTH + 5), nan, dtype=torch.bfloat16)
+    x[:, :WIDTH] = numbers(rows, WIDTH, seed=rows)
+    kept = x[:, :WIDTH]
+    columns, by_rows, across = (torch.full(s, nan, dtype=torch.bfloat16) for s in ((32, 32, 2), (16, 48, 2), (48, 32)))
+    library.packed(*passed(columns, x, WIDTH + 5, rows, 64, flip))
+    library.paired(*passed(by_rows, x, WIDTH + 5, rows, 32))
+    library.transposed(*passed(across, x, WIDTH + 5, rows, 32))
+    wanted = in_pairs(kept.T, 64, 32)
+    signed = (wanted if not flip else torch.where(wanted == 0, wanted, -wanted)).contiguous()
+    assert torch.equal(columns, signed)
+    assert torch.equal(by_rows, in_pairs(kept, 32, 48))
+    assert torch.equal(across[:WIDTH, :rows], kept.T) and not bool(across[:, rows:].any())
+    assert not bool(across[WIDTH:].any())
+
+
+@targets
+@given(rows=counts, units=st.sampled_from([0.01, 1.0, 30.0]))
+@drawn(12)
+def test_a_softmax_in_pairs_is_that_of_float64(
+    target: CpuTarget, rows: int, units: float, entries: Callable[[CpuTarget], ctypes.CDLL]
+) -> None:
+    """In two steps, the second of which has greater scores in some lanes; one lane sees nothing, one meets NaN."""
+    steps, lanes = [torch.randn(rows, 64), 3 * torch.randn(rows, 64)], 64
+    for s in steps:
+        s[:, 5] = -torch.inf
+    steps[1][0, 9] = torch.nan
+    top, total, alpha = torch.full((lanes,), -torch.inf), torch.zeros(lanes), torch.zeros(lanes)
+    found, exact = [], torch.cat(steps).double() * units
+    for s in steps:
+        given_s, pairs = s.clone(), torch.full((16, lanes, 2), torch.nan, dtype=torch.bfloat16)
+        entries(target).softmax(*passed(given_s, pairs, rows, 32, units, top, total, alpha))
+        unpaired = pairs.transpose(1, 2).flatten(0, 1)
+        assert not bool(unpaired[rows:].any())
+        assert torch.equal(unpaired[:rows].isnan(), given_s.isnan())
+        good = ~given_s.isnan()
+        assert torch.equal(unpaired[:rows][good], given_s.bfloat16()[good]), "weights in pairs are those kept, rounded"
+        found = [*(x * alpha.double() for x in found), given_s.double()]
+    weights = torch.cat(found)
+    assert top[5] == -torch.inf and total[5] == 0 and not bool(weights[:, 5].any()) and bool(total[9].isnan())
+    seen = [lane for lane in range(lanes) if lane not in (5, 9)]
+    scores = exact[:, seen] * math.log(2)
+    bound = 1e-6 * (1 + float(scores.abs().max()))  # exponents are rounded as float32
+    assert (weights[:, seen] / total[seen] - torch.softmax(scores, dim=0)).abs().max() < bound
+    assert ((top + total.log2())[seen] * math.log(2) - torch.logsumexp(scores, dim=0)).abs().max() < bound
+
+
+def test_clang_takes_products_over_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", shlex.join([sys.executable, "-m", "ziglang", "c++"]))
+    text = compile_assembly(TEXT, CPU_TARGETS["x86_64_amx"])
+    assert all(
+        f"\t{name}\t" in text for name in ("ldtilecfg", "tileloadd", "tdpbf16ps", "tilestored", "vcvtne2ps2bf16")
+    )
+
+
+def samples() -> list[KernelDesc]:
+    """Descs with products over pairs: ragged and whole tiles, groups that fill tiles and such that don't."""
+    found = []
+    for group, dk, dv in ((16, 64, 64), (3, 80, 50), (20, 32, 128)):
+        dims = {"group": group, "dk": dk, "dv": dv}
+        for visible in (window(40), causal(), complete(8, 4)):
+            found.append(KernelDesc.of("stream_attention", "bfloat16", visible=visible, **dims))
+        for source, block in (("plain", 16), ("pairs", 48)):
+            chosen = {"reach": "causal", "source": source, "block": block, "n": 3, **dims}
+            found.append(KernelDesc.of("gather_attention", "bfloat16", **chosen))
+        scored = {"method": "compressed", "block": 16, "n": 4, "initial": 1, "local": 2, "kernel": 8, "stride": 4}
+        found.append(KernelDesc.of("scored_attention", "bfloat16", **scored, **dims))
+    return found
+
+
+@units
+@pytest.mark.parametrize("desc", samples(), ids=lambda d: f"{d.op}-{d.readable}-{d.visible}")
+@given(tokens=st.integers(1, 90), late=st.integers(0, 40), scale=st.sampled_from([0.1, -0.3, 0.0]))
+@drawn(5)
+def test_kernels_of_a_matrix_unit_agree_with_float64(
+    target: CpuTarget, desc: KernelDesc, tokens: int, late: int, scale: float, kernels: KernelStore
+) -> None:
+    op = OPS[desc.op]
+    keys = (tokens + late) // 4 if desc.op == "scored_attention" else tokens + late
+    values = {
+        **make_inputs(desc, Sizes(batch=2, tokens=tokens, keys=keys, kv_heads=2, q_start=late), tokens),
+        "scale": scale,
+    }
+    schedule = CpuSchedule(query_lanes=32, key_tile=32, register_rows=4, register_vectors=2)
+    artifact = Artifact.load(desc, schedule, target, store=kernels)
+    outputs = []
+    for threads in (1, 2):
+        with nan_filled():
+            launch = op.prepare(desc, schedule, threads, **values)
+        given_values = [launch.values[a.name] for a in artifact.entry.manifest.arguments]
+        flat = [x.data_ptr() if isinstance(x, Tensor) else x for x in given_values]
+        artifact.launch(launch.tasks, *flat, threads=threads)
+        outputs.append(launch.outputs)
+    for one, other in zip(*outputs, strict=True):
+        assert torch.equal(one, other), "the number of threads changes no bit"
+    eager, exact = op.reference(desc, **values), op.reference(desc, **widened(values))
+    for name, *triple in zip(op.outputs, outputs[0], eager, exact, strict=True):
+        if name != "indices":
+            assert_accurate(*triple, f"{desc} {tokens} {late}: {name}", term=float(name == "lse"))
+        else:  # blocks whose scores differ by less than rounding may change places, hence a few only
+            assert (triple[0] != triple[2]).sum() <= 0.02 * triple[0].numel() + 2
