@@ -4,7 +4,7 @@
 
 Every kernel of both presets, both directions, is timed under the schedule that `schedules/` gives it and under the one
 that it would have without a tuned row; where these are one, the ratio is 1 and nothing is timed. `--write` keeps the
-times, the ratios and their geometric mean in results/tuned-<machine>.json.
+times, the ratios and their geometric mean in results/tuned-<machine>.json, of other types than float32 with their name.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ def main() -> None:
     """Measure, print a table, and write the results if that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=3.0, help="time for each kernel")
+    parser.add_argument("--dtype", default="float32", help="type of the tensors")
     parser.add_argument("--write", action="store_true", help="keep the results")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as store:
         os.environ["NSA_CODEGEN_HOME"] = store
-        result = measure(options.seconds)
+        result = measure(options.seconds, options.dtype)
     from nsa_codegen.cli.app import print_table
 
     print_table(
@@ -39,12 +40,13 @@ def main() -> None:
     )
     print(f"geometric mean {result['geometric_mean']:.3f}, least {result['least']:.3f}")
     if options.write:
-        path = RESULTS / f"tuned-{result['machine']['slug']}.json"
+        kind = "" if options.dtype == "float32" else f"-{options.dtype}"
+        path = RESULTS / f"tuned-{result['machine']['slug']}{kind}.json"
         path.write_text(json.dumps(result, indent=1) + "\n")
         print(f"wrote {path}")
 
 
-def measure(seconds: float) -> dict[str, Any]:
+def measure(seconds: float, dtype: str) -> dict[str, Any]:
     """Return machine, date, and a row per kernel: medians in milliseconds, and how many times faster tuned is."""
     import torch
 
@@ -59,7 +61,7 @@ def measure(seconds: float) -> dict[str, Any]:
     target = native_target()
     rows: list[dict[str, Any]] = []
     for preset in ("seed", "paper"):
-        for problem in preset_problems(preset, target, "float32"):
+        for problem in preset_problems(preset, target, dtype):
             default, tuned = default_schedule(problem.desc, target), select(problem.desc, target).schedule
             row = {"preset": preset, "kernel": str(problem.desc), "schedule": str(tuned), "ratio": 1.0}
             rows.append(row)

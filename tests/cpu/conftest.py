@@ -6,14 +6,20 @@ test. The cache, `.cache/kernels` in the checkout, lasts: a second run builds no
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
+import functools
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from nsa_codegen.target import CpuTarget
 
 HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / ".cache" / "kernels"
@@ -52,6 +58,21 @@ def one_thread_and_the_cache(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> 
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, CpuTarget], ctypes.CDLL]:
+    """Return a function that compiles a C++ text for a target, once, and loads it."""
+    from nsa_codegen.compiler import compile_shared
+    from nsa_codegen.store import SOURCE
+
+    @functools.cache
+    def load(text: str, target: CpuTarget) -> ctypes.CDLL:
+        folder = tmp_path_factory.mktemp(target.name)
+        (folder / SOURCE).write_text(text)
+        return ctypes.CDLL(str(folder / compile_shared(folder, target=target).name))
+
+    return load
 
 
 @pytest.fixture

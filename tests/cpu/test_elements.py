@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import shlex
 import sys
 from collections.abc import Callable
@@ -12,8 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nsa_codegen.compiler import compile_assembly, compile_shared
-from nsa_codegen.store import SOURCE
+from nsa_codegen.compiler import compile_assembly
 from nsa_codegen.target import CPU_TARGETS, CpuTarget, runs_here
 from nsa_codegen.templates.cpu.common import ELEMENT, prelude
 
@@ -28,20 +26,14 @@ targets = pytest.mark.parametrize("target", CPU_TARGETS.values(), ids=CPU_TARGET
 types = pytest.mark.parametrize("dtype", TYPES, ids=TYPES.values())
 
 
-@pytest.fixture(scope="module")
-def entries(tmp_path_factory: pytest.TempPathFactory) -> Callable[[CpuTarget], ctypes.CDLL]:
+@pytest.fixture
+def entries(library: Callable[[str, CpuTarget], ctypes.CDLL]) -> Callable[[CpuTarget], ctypes.CDLL]:
     """Return a function that gives the entries as a target has them; a test of one that doesn't run here is skipped."""
-
-    @functools.cache
-    def library(target: CpuTarget) -> ctypes.CDLL:
-        folder = tmp_path_factory.mktemp(target.name)
-        (folder / SOURCE).write_text(TEXT)
-        return ctypes.CDLL(str(folder / compile_shared(folder, target=target).name))
 
     def found(target: CpuTarget) -> ctypes.CDLL:
         if not runs_here(target):
             pytest.skip(f"this machine does not run {target.name}")
-        return library(target)
+        return library(TEXT, target)
 
     return found
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-import functools
 import math
 import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nsa_codegen.build import Artifact
-from nsa_codegen.compiler import compile_assembly, compile_shared
+from nsa_codegen.compiler import compile_assembly
 from nsa_codegen.desc import KernelDesc
 from nsa_codegen.index_sets import causal, complete, window
 from nsa_codegen.ops import OPS, Sizes
 from nsa_codegen.schedule import CpuSchedule
-from nsa_codegen.store import SOURCE, KernelStore
+from nsa_codegen.store import KernelStore
 from nsa_codegen.target import CPU_TARGETS, CpuTarget, runs_here
 from nsa_codegen.templates.cpu.common import prelude
 
@@ -62,23 +62,7 @@ units = pytest.mark.parametrize("target", UNITS, ids=lambda t: t.matrix)
 counts = st.integers(1, 32)
 
 
-@pytest.fixture(scope="module")
-def entries(tmp_path_factory: pytest.TempPathFactory) -> Callable[[CpuTarget], ctypes.CDLL]:
-    """Return a function that gives the entries as a target has them."""
-
-    @functools.cache
-    def library(target: CpuTarget) -> ctypes.CDLL:
-        folder = tmp_path_factory.mktemp(target.name)
-        (folder / SOURCE).write_text(TEXT)
-        return ctypes.CDLL(str(folder / compile_shared(folder, target=target).name))
-
-    return library
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> KernelStore:
-    """A store for kernels of a target that no other test has."""
-    return KernelStore(tmp_path_factory.mktemp("kernels"))
+Library = Callable[[str, CpuTarget], ctypes.CDLL]
 
 
 def passed(*values: Any) -> list[Any]:
@@ -102,16 +86,16 @@ def in_pairs(x: Tensor, rows: int, columns: int) -> Tensor:
 @pytest.mark.parametrize("added", [0, 1])
 @pytest.mark.parametrize(("rows", "columns", "depth"), [(1, 16, 32), (16, 32, 64), (48, 48, 96), (70, 80, 32)])
 def test_a_product_is_that_of_float64(
-    target: CpuTarget, added: int, rows: int, columns: int, depth: int, entries: Callable[[CpuTarget], ctypes.CDLL]
+    target: CpuTarget, added: int, rows: int, columns: int, depth: int, library: Library
 ) -> None:
     a, b = numbers(rows + 16, depth + 32), numbers(depth, columns, seed=1)
     c = torch.randn(rows + 16, columns)
     wanted = added * c[:rows].double() + a[:rows, :depth].double() @ b.double()
-    library = entries(target)
-    library.opened()
+    entries = library(TEXT, target)
+    entries.opened()
     pairs = in_pairs(b, depth, columns)
-    library.product(*passed(c, columns, a, depth + 32, pairs, columns, rows, columns, depth, added))
-    library.closed()
+    entries.product(*passed(c, columns, a, depth + 32, pairs, columns, rows, columns, depth, added))
+    entries.closed()
     # A sum of n products in any order errs by at most n * 2^-24 times the sum of their absolute values.
     bound = (depth + 1) * 2.0**-24 * (a[:rows, :depth].double().abs() @ b.double().abs() + added * c[:rows].abs())
     assert bool(((c[:rows] - wanted).abs() <= bound + 1e-6 * added).all())
@@ -120,18 +104,16 @@ def test_a_product_is_that_of_float64(
 @targets
 @given(rows=counts, flip=st.sampled_from([0, 0x80008000]))
 @drawn(12)
-def test_rows_are_laid_out_in_pairs_and_transposed(
-    target: CpuTarget, rows: int, flip: int, entries: Callable[[CpuTarget], ctypes.CDLL]
-) -> None:
+def test_rows_are_laid_out_in_pairs_and_transposed(target: CpuTarget, rows: int, flip: int, library: Library) -> None:
     """What lies between rows, behind them, and in the result before is NaN."""
-    library, nan = entries(target), float("nan")
+    entries, nan = library(TEXT, target), float("nan")
     x = torch.full((rows, WIDTH + 5), nan, dtype=torch.bfloat16)
     x[:, :WIDTH] = numbers(rows, WIDTH, seed=rows)
     kept = x[:, :WIDTH]
     columns, by_rows, across = (torch.full(s, nan, dtype=torch.bfloat16) for s in ((32, 32, 2), (16, 48, 2), (48, 32)))
-    library.packed(*passed(columns, x, WIDTH + 5, rows, 64, flip))
-    library.paired(*passed(by_rows, x, WIDTH + 5, rows, 32))
-    library.transposed(*passed(across, x, WIDTH + 5, rows, 32))
+    entries.packed(*passed(columns, x, WIDTH + 5, rows, 64, flip))
+    entries.paired(*passed(by_rows, x, WIDTH + 5, rows, 32))
+    entries.transposed(*passed(across, x, WIDTH + 5, rows, 32))
     wanted = in_pairs(kept.T, 64, 32)
     signed = (wanted if not flip else torch.where(wanted == 0, wanted, -wanted)).contiguous()
     assert torch.equal(columns, signed)
@@ -143,9 +125,7 @@ def test_rows_are_laid_out_in_pairs_and_transposed(
 @targets
 @given(rows=counts, units=st.sampled_from([0.01, 1.0, 30.0]))
 @drawn(12)
-def test_a_softmax_in_pairs_is_that_of_float64(
-    target: CpuTarget, rows: int, units: float, entries: Callable[[CpuTarget], ctypes.CDLL]
-) -> None:
+def test_a_softmax_in_pairs_is_that_of_float64(target: CpuTarget, rows: int, units: float, library: Library) -> None:
     """In two steps, the second of which has greater scores in some lanes; one lane sees nothing, one meets NaN."""
     steps, lanes = [torch.randn(rows, 64), 3 * torch.randn(rows, 64)], 64
     for s in steps:
@@ -155,7 +135,7 @@ def test_a_softmax_in_pairs_is_that_of_float64(
     found, exact = [], torch.cat(steps).double() * units
     for s in steps:
         given_s, pairs = s.clone(), torch.full((16, lanes, 2), torch.nan, dtype=torch.bfloat16)
-        entries(target).softmax(*passed(given_s, pairs, rows, 32, units, top, total, alpha))
+        library(TEXT, target).softmax(*passed(given_s, pairs, rows, 32, units, top, total, alpha))
         unpaired = pairs.transpose(1, 2).flatten(0, 1)
         assert not bool(unpaired[rows:].any())
         assert torch.equal(unpaired[:rows].isnan(), given_s.isnan())
@@ -199,7 +179,7 @@ def samples() -> list[KernelDesc]:
 @given(tokens=st.integers(1, 90), late=st.integers(0, 40), scale=st.sampled_from([0.1, -0.3, 0.0]))
 @drawn(5)
 def test_kernels_of_a_matrix_unit_agree_with_float64(
-    target: CpuTarget, desc: KernelDesc, tokens: int, late: int, scale: float, kernels: KernelStore
+    target: CpuTarget, desc: KernelDesc, tokens: int, late: int, scale: float, kernels: Path
 ) -> None:
     op = OPS[desc.op]
     keys = (tokens + late) // 4 if desc.op == "scored_attention" else tokens + late
@@ -208,7 +188,7 @@ def test_kernels_of_a_matrix_unit_agree_with_float64(
         "scale": scale,
     }
     schedule = CpuSchedule(query_lanes=32, key_tile=32, register_rows=4, register_vectors=2)
-    artifact = Artifact.load(desc, schedule, target, store=kernels)
+    artifact = Artifact.load(desc, schedule, target, store=KernelStore(kernels))
     outputs = []
     for threads in (1, 2):
         with nan_filled():

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import SPEC_KERNELS, SPECS, assert_accurate, draw, make_inputs, nsa, nsa_inputs
+from cases import SPEC_KERNELS, SPECS, assert_accurate, draw, draw_exact, make_inputs, nsa, nsa_inputs
 from torch import Tensor
 
 from nsa_codegen import dispatch, functional, reference
@@ -433,6 +433,17 @@ def test_nan_scores_rank_last() -> None:
     sizes = {"method": "mean_key", "block_size": spec.block_size, "num_selected": spec.num_selected_blocks}
     got, wanted = (functional.select_blocks(q, k, impl=impl, **sizes) for impl in ("compiled", "reference"))
     assert torch.equal(got, wanted)
+
+
+def test_ties_and_nan_among_many_blocks_rank_as_in_the_reference() -> None:
+    """More blocks than are compared each with each; scores are exact, so that many are equal, and some are NaN."""
+    tokens, block = 1300, 8
+    q, k = draw_exact(1, tokens, 2, 16, seed=0), draw_exact(1, tokens, 2, 16, seed=1)
+    k[:, 40:48], k[:, 777:790] = math.nan, math.nan
+    sizes = {"method": "mean_key", "block_size": block, "num_selected": 7, "num_initial": 1}
+    got, wanted = (functional.select_blocks(q, k, impl=impl, **sizes) for impl in ("compiled", "reference"))
+    assert torch.equal(got, wanted)
+    assert len(got[0, -1].unique()) > 7, "heads list blocks of their own"
 
 
 def test_ties_go_to_the_lower_block_also_across_tiles_of_scores() -> None:

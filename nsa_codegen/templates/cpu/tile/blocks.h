@@ -39,8 +39,15 @@ NSA_INLINE void add_block_scores(float *scores, int64_t stride, const float *sum
     }
     for (int t = 0; t < QUERIES; t++) {
       float sum = 0.0f;
-      for (int g = 0; g < HEADS; g++)
-        sum += whole[t * HEADS + g];
+      if constexpr (HEADS % W == 0) { // as many chains of additions as lanes, where one would make each wait
+        vf sums_of = load(whole + t * HEADS);
+        for (int g = W; g < HEADS; g += W)
+          sums_of += load(whole + t * HEADS + g);
+        sum = total(sums_of);
+      } else {
+        for (int g = 0; g < HEADS; g++)
+          sum += whole[t * HEADS + g];
+      }
       scores[t * stride + x] += sum;
     }
   }
@@ -85,11 +92,21 @@ NSA_INLINE void take_ranked(int32_t *out, const float *scores, int count, int ro
   memcpy(out, taken, sizeof(int32_t) * room);
 }
 
+// Whether one of the next W scores is greater than `least`.
+NSA_INLINE bool exceeds(const float *scores, float least) {
+  vf x = load(scores);
+  return greatest(select(x == x, x, splat(-INFINITY))) > least;
+}
+
 // The same for any number of scores, and room <= NSA_MAX_SELECTED: a sorted list of the greatest so far.
 NSA_INLINE void take_sorted(int32_t *out, const float *scores, int count, int room) {
   float value[NSA_MAX_SELECTED];
   int kept = 0;
   for (int i = 0; i < count && room > 0; i++) {
+    while (kept == room && i + W <= count && !exceeds(scores + i, value[kept - 1]))
+      i += W;
+    if (i == count)
+      break;
     float s = scores[i] == scores[i] ? scores[i] : -INFINITY;
     if (kept == room && !(s > value[kept - 1]))
       continue;
