@@ -95,7 +95,8 @@ def draw(logs: Iterable[Log], result: dict[str, Any]) -> Any:
     ends = [min(min(p) for own in points.values() for p in own), max(max(p) for own in points.values() for p in own)]
     axes.plot(ends, ends, color="black", linewidth=0.8, label="as predicted")
     every = result["all"]
-    machines = ", ".join(f"{p['name']} {p['spearman']:.2f}" for p in result["processors"] if p["spearman"] is not None)
+    named = [f"{p['name']} {p['spearman']:.2f}" for p in result["processors"] if p["spearman"] is not None]
+    machines = "\n".join(", ".join(named[i : i + 2]) for i in range(0, len(named), 2))  # two to a line fit the picture
     plain_logs(axes, "x", "y")
     lost = f"the model's best loses {100 * (every['loss'] - 1):.1f} %, at worst {100 * (every['worst'] - 1):.0f} %"
     axes.set(
