@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .desc import KernelDesc
-from .tiling import RowTile, ceil_div
+from .tiling import RowTile, ceil_div, padded
 
 PAIR_QUANTUM = 32  # numbers that one instruction sums
 PAIR_ROWS = 16  # rows and columns that it takes, all of which it reads and writes
@@ -14,6 +14,17 @@ PAIR_ROWS = 16  # rows and columns that it takes, all of which it reads and writ
 def in_pairs(size: Any) -> Any:
     """Return `size`, a number or an expression, rounded up to what one instruction sums."""
     return (size + PAIR_QUANTUM - 1) // PAIR_QUANTUM * PAIR_QUANTUM
+
+
+def packed_block(layout: str, block: int, dim: int) -> tuple[tuple[int, int], bool]:
+    """Return rows and columns of a packed block, and whether its rows lie two by two, a pair as one.
+
+    `columns` and `column_pairs` hold a block transposed, [dim, padded block], so that a query's product runs along
+    contiguous keys; `rows` and `row_pairs` hold it as it is, [block, padded dim].
+    """
+    rows, columns = (block, padded(dim)) if layout.startswith("row") else (dim, padded(block))
+    paired = layout.endswith("_pairs")
+    return (in_pairs(rows) // 2 if paired else rows, columns), paired
 
 
 def members_kept(desc: KernelDesc, tile: RowTile) -> int:

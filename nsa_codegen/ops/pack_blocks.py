@@ -8,32 +8,21 @@ import torch
 from torch import Tensor
 
 from ..desc import KernelDesc
-from ..pairs import in_pairs
+from ..pairs import packed_block
 from ..schedule import CpuSchedule
-from ..tiling import ceil_div, padded
+from ..tiling import ceil_div
 from .base import Call, Extent, ExtentOf, Launch, OpDef, Sizes, Values, Work, draw, element_bytes
 
 
 def packed_shape(desc: KernelDesc) -> tuple[int, ...]:
-    """Return the last dimensions of the packed blocks.
-
-    They are [dim, padded block] or [block, padded dim]; of `column_pairs` and `row_pairs` the first of these comes two
-    by two: [pairs, columns, 2].
-    """
-    rows, columns = desc.size("dim"), padded(desc.size("block"))
-    if by_rows(desc):
-        rows, columns = desc.size("block"), padded(desc.size("dim"))
-    return (in_pairs(rows) // 2, columns, 2) if of_pairs(desc) else (rows, columns)
-
-
-def by_rows(desc: KernelDesc) -> bool:
-    """Return whether a packed block holds its tokens one after the other, not its channels."""
-    return desc.word("layout").startswith("row")
+    """Return the last dimensions of the packed blocks: rows and columns, and of pairs both numbers behind them."""
+    shape, paired = packed_block(desc.word("layout"), desc.size("block"), desc.size("dim"))
+    return (*shape, 2) if paired else shape
 
 
 def of_pairs(desc: KernelDesc) -> bool:
     """Return whether blocks are packed in pairs, and then as they are stored, not as float32."""
-    return desc.word("layout").endswith("_pairs")
+    return len(packed_shape(desc)) == 3
 
 
 def packed_bytes(desc: KernelDesc) -> int:
@@ -53,7 +42,7 @@ def run_reference(desc: KernelDesc, *, x: Tensor) -> tuple[Tensor]:
     wide = x if x.dtype == torch.float64 or of_pairs(desc) else x.float()
     wide = torch.nn.functional.pad(wide, (0, 0, 0, 0, 0, blocks * block - x.shape[1]))
     wide = wide.reshape(x.shape[0], blocks, block, x.shape[2], dim).permute(0, 3, 1, 2, 4)
-    if not by_rows(desc):
+    if desc.word("layout").startswith("column"):
         wide = wide.transpose(-1, -2)
     rows, columns = (2 * shape[0], shape[1]) if of_pairs(desc) else shape
     wide = torch.nn.functional.pad(wide, (0, columns - wide.shape[-1], 0, rows - wide.shape[-2]))

@@ -6,8 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from nsa_codegen import target as target_module
+from nsa_codegen.desc import DTYPES
 from nsa_codegen.errors import TargetError
-from nsa_codegen.target import CPU_TARGETS, GPU_TARGETS, TARGETS, GpuTarget, parse_target, processor_name, runs_here
+from nsa_codegen.target import (
+    CPU_TARGETS,
+    GPU_TARGETS,
+    TARGETS,
+    GpuTarget,
+    lacking,
+    parse_target,
+    processor_name,
+    runs_here,
+)
 
 CUDA = [t for t in GPU_TARGETS.values() if t.kind == "cuda"]
 HIP = [t for t in GPU_TARGETS.values() if t.kind == "hip"]
@@ -41,6 +52,28 @@ def test_a_gpu_is_no_native_target(monkeypatch):
     monkeypatch.setenv("NSA_CODEGEN_TARGET", "sm_90a")
     with pytest.raises(TargetError, match="NSA_CODEGEN_TARGET=sm_90a is not a CPU target"):
         parse_target("native")
+
+
+def test_what_a_machine_lacks_is_said(monkeypatch):
+    amx, arm = CPU_TARGETS["x86_64_amx"], CPU_TARGETS["aarch64"]
+    monkeypatch.delenv("NSA_CODEGEN_TARGET", raising=False)
+    monkeypatch.setattr(target_module.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(target_module, "processor_features", lambda: amx.features - {"amx_tile"})
+    assert lacking(amx) == ["amx_tile"] and not runs_here(amx) and runs_here(CPU_TARGETS["x86_64_v4"])
+    assert lacking(arm) == ["a processor of aarch64 (it is x86_64)"] and runs_here(CPU_TARGETS["generic"])
+    monkeypatch.setattr(target_module, "processor_features", lambda: amx.features)
+    monkeypatch.setattr(target_module, "_may_use_tiles", lambda: False)
+    assert parse_target("cpu").name == "x86_64_v4"
+    monkeypatch.setenv("NSA_CODEGEN_TARGET", "x86_64_amx")
+    with pytest.raises(TargetError, match=r"lacks \[.the system's permission to use AMX's tiles"):
+        parse_target("cpu")
+    monkeypatch.setattr(target_module, "_may_use_tiles", lambda: True)
+    assert parse_target("cpu") == amx
+
+
+def test_only_a_matrix_unit_takes_pairs_and_only_of_bfloat16():
+    taking = {(t.name, dtype) for t in TARGETS.values() for dtype in DTYPES if t.takes_pairs(dtype)}
+    assert taking == {("x86_64_amx", "bfloat16")}
 
 
 @pytest.mark.parametrize("target", GPU_TARGETS.values(), ids=str)

@@ -12,7 +12,7 @@ from typing import Any
 import tilelang.language as T
 
 from ...desc import PAIRS, PLAIN, KernelDesc
-from ...pairs import PAIR_ROWS, in_pairs, members_kept
+from ...pairs import PAIR_ROWS, in_pairs, members_kept, packed_block
 from ...schedule import Schedule
 from ...target import Target
 from ...tiling import LANE_QUANTUM, RowTile, padded
@@ -33,7 +33,7 @@ from .common import (
 )
 from .few_rows import FEW_ROWS, rows_ahead
 from .lane_step import close_tiles, flip_of, open_tiles
-from .packing import pack_block, packed_block
+from .packing import HELD, pack_block
 
 
 def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any:
@@ -43,7 +43,8 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
     storage, packed = STORAGE[dtype], desc.word("source") != PLAIN
     paired = desc.word("source") == PAIRS or (not packed and target.takes_pairs(dtype))
     layouts = ("column_pairs", "row_pairs") if paired else ("columns", "rows")
-    (keys_block, held), (values_block, _) = packed_block(layouts[0], block, dk), packed_block(layouts[1], block, dv)
+    (keys_block, _), (values_block, _) = packed_block(layouts[0], block, dk), packed_block(layouts[1], block, dv)
+    held = HELD[paired]
     converted = dtype != "float32"
     tile, width, columns = RowTile.of(group, schedule.query_lanes), padded(block), padded(dv)
     queries, heads, chunks = tile.queries, tile.heads, tile.chunks

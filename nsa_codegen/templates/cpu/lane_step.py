@@ -17,7 +17,7 @@ from ...target import Target
 from ...tiling import padded
 from .common import call, columns_at, pack_lanes, position_stride, product, rows_at, scalar, stage_rows
 
-Local = tuple[tuple[int, ...], str]  # shape and type of what a task holds
+Local = tuple[tuple[int, ...], str]  # shape and type of what a task holds, for `T.alloc_local`
 
 
 def flip_of(scale: Any) -> Any:
@@ -45,29 +45,29 @@ class LaneStep:
 
     @property
     def queries(self) -> Local:
-        """Of the queries."""
+        """Queries in the lanes."""
         return ((in_pairs(self.dk) // 2, self.lanes), "uint32") if self.paired else ((self.dk, self.lanes), "float32")
 
     @property
     def pairs(self) -> Local:
-        """Of the weights in pairs, if there are any."""
+        """Weights in pairs, if there are any."""
         return (in_pairs(self.keys) // 2 if self.paired else 1, self.lanes), "uint32"
 
     @property
     def outputs(self) -> Local:
-        """Of the outputs."""
+        """Outputs, transposed."""
         return (padded(self.dv) if self.paired else self.dv, self.lanes), "float32"
 
     @property
     def staged_keys(self) -> Local:
-        """Of keys that are not read where they lie."""
+        """Keys that are not read where they lie."""
         if self.paired:
             return (padded(self.keys), in_pairs(self.dk)), "uint16"
         return (self.keys if self.dtype != "float32" else 1, self.dk), "float32"
 
     @property
     def staged_values(self) -> Local:
-        """Of values that are not read where they lie."""
+        """Values that are not read where they lie."""
         if self.paired:
             return (padded(self.dv), in_pairs(self.keys)), "uint16"
         return (self.keys if self.dtype != "float32" else 1, self.dv), "float32"

@@ -1,9 +1,4 @@
-"""Blocks of keys or values as products read them: once per sequence, or one by one.
-
-`columns` holds a block transposed, [dim, padded block], so that a query's product runs along contiguous keys; `rows`
-holds it as it is, [block, padded dim]. Both are float32. `column_pairs` and `row_pairs` are bfloat16, rows of these two
-by two.
-"""
+"""Blocks of keys or values as products read them (`pairs.packed_block`): once per sequence, or one by one."""
 
 from typing import Any
 
@@ -13,11 +8,7 @@ from ...pairs import in_pairs
 from ...tiling import padded
 from .common import ELEMENT, call, position_stride
 
-
-def packed_block(layout: str, block: int, dim: int) -> tuple[tuple[int, int], str]:
-    """Return the shape and type of a packed block; a pair is one number."""
-    rows, columns = (block, padded(dim)) if layout.startswith("row") else (dim, padded(block))
-    return ((in_pairs(rows) // 2, columns), "uint32") if layout.endswith("_pairs") else ((rows, columns), "float32")
+HELD = {False: "float32", True: "uint32"}  # a number of a packed block, and a pair of bfloat16
 
 
 def pack_block(layout: str, dtype: str, to: Any, x: Any, block: int, rows: Any, *index: Any) -> Any:
