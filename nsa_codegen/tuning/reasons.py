@@ -81,15 +81,21 @@ def hardware_differences(one: Target, other: Target) -> dict[str, tuple[str, str
     if isinstance(one, GpuTarget) and isinstance(other, GpuTarget):
         facts = tuple(_gpu_facts(t) for t in (one, other))
     elif isinstance(one, CpuTarget) and isinstance(other, CpuTarget):
-        facts = tuple(
-            {"vectors": f"{8 * t.vector_bytes} bits", "vector registers": str(t.vector_registers)} for t in (one, other)
-        )
+        facts = tuple(_cpu_facts(t) for t in (one, other))
     else:
         raise InputError(
             f"explain.diff: {one.name} and {other.name} are of two families, whose kernels have other loops; give a "
             f"target of the same kind"
         )
     return {name: (facts[0][name], facts[1][name]) for name in facts[0] if facts[0][name] != facts[1][name]}
+
+
+def _cpu_facts(target: CpuTarget) -> dict[str, str]:
+    return {
+        "vectors": f"{8 * target.vector_bytes} bits",
+        "vector registers": str(target.vector_registers),
+        "matrix unit": target.matrix or "none",
+    }
 
 
 def schedule_differences(one: Explained, other: Explained, sizes: Sizes) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,16 @@ def test_a_difference_names_fields_and_facts() -> None:
         hardware_differences(H100, V4)
 
 
+def test_a_matrix_unit_takes_the_register_tiles_place() -> None:
+    amx = TARGETS["x86_64_amx"]
+    assert hardware_differences(amx, V4) == {"matrix unit": ("amx", "none")}
+    half, full = (dataclasses.replace(WINDOW, dtype=dtype) for dtype in ("bfloat16", "float32"))
+    said = {d.dtype: explain(d, select(d, V4).schedule, amx, LONG).reasons for d in (half, full)}
+    for field in ("register_rows", "register_vectors"):
+        assert "those of the matrix unit (amx)" in said["bfloat16"][field]
+        assert "matrix unit" not in said["float32"][field]
+
+
 def test_the_command_shows_a_difference_in_words() -> None:
     done = CliRunner().invoke(
         app, ["explain", "stream_attention", "--target", "sm_90a", "--preset", "paper", "--diff", "sm_120a"]
@@ -153,5 +164,7 @@ def test_buckets_tell_index_sets_apart_by_kind() -> None:
     sets = {"causal": causal(), "window": window(9), "complete": complete(8, 4), "everything": everything(),
             "union": first(4) | window(9)}  # fmt: skip
     assert {name: visible_word(s) for name, s in sets.items()} == {name: name for name in sets}
-    assert bucket_of(WINDOW, TARGETS["x86_64_v4"]) == {"dk": 192, "dv": 128, "group": 16, "visible": "window"}
+    shared = {"dk": 192, "dv": 128, "group": 16, "visible": "window"}
+    assert bucket_of(WINDOW, V4) == shared
+    assert bucket_of(WINDOW, TARGETS["x86_64_amx"]) == shared | {"dtype": "bfloat16"}  # float32 has other loops there
     assert ScheduleSpace.check(select(WINDOW, RTX).schedule, WINDOW, RTX) is None
