@@ -42,7 +42,8 @@ layers: $(READY)
 	$(BIN)/python -m pytest tests/unit/test_layers.py
 
 # The committed kernels: both presets, both directions, float32 for the CPU targets and bfloat16 for the GPU targets
-# named here, and for CPUs with a matrix unit, whose float32 kernels are those of the CPU without. Binaries stay out of git. For some architectures only: make generated CPUS=x86_64_v3 GPUS="sm_90a sm_120a"
+# named here, and for CPUs with a matrix unit, whose float32 kernels are those of the CPU without. Binaries stay out of
+# git. For some architectures only: make generated CPUS=x86_64_v3 GPUS="sm_90a sm_120a"
 CPUS ?= x86_64_v4 x86_64_v3
 MATRIX_CPUS ?= x86_64_amx
 GPUS ?= sm_80 sm_86 sm_89 sm_90a sm_100a sm_103a sm_120a gfx942 gfx950

@@ -30,9 +30,7 @@ MOST_FMA = 2  # instructions of multiply-add a clock
 LOADS = 1  # of a register tile's operands a clock, a scalar each row and step and the vectors: fitted
 NARROW_ROW = 0.8  # clocks a row and step of a register tile of less than 4 rows, whose scalars are loaded apart
 WITHIN = 1.2  # times of products within kernels over those of the same products by themselves
-TILE_CLOCKS = (
-    30  # of an instruction of a matrix unit within a product, 16 by itself: measured on an Intel Xeon with AMX
-)
+TILE_CLOCKS = 30  # of an instruction of a matrix unit within a product: measured on an Intel Xeon with AMX
 SUMS_CLOCKS = 1.1  # clocks a vector of a register tile that starts from what is in memory, or is added to it
 SCATTERED = 8.0  # clocks at least of a step whose scalars are each on a page of their own
 PAGE_BYTES = 4096
@@ -100,7 +98,7 @@ def product_clocks(product: Product, schedule: CpuSchedule, target: CpuTarget, *
     if paired:
         tiles = ceil_div(product.rows, PAIR_ROWS) * ceil_div(product.lanes, PAIR_ROWS)
         return tiles * ceil_div(product.depth, PAIR_QUANTUM) * TILE_CLOCKS
-    left, clocks = -(-product.lanes // target.lanes), 0.0
+    left, clocks = ceil_div(product.lanes, target.lanes), 0.0
     rows, vectors = schedule.register_rows, schedule.register_vectors
     while left > 0 and vectors >= 1:  # vectors that fill no tile take one of twice the rows and half the vectors
         wide, left = divmod(left, vectors)

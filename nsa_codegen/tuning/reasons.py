@@ -268,10 +268,6 @@ def _cpu_reasons(desc: KernelDesc, schedule: CpuSchedule, target: CpuTarget, siz
     if not found.products:
         return dict.fromkeys(schedule.to_json(), UNREAD)
     main = max(found.products, key=lambda p: p.times * p.rows * p.lanes * p.depth)
-    paired = multiplies_pairs(desc, target)
-    clocks = product_clocks(main, schedule, target, paired=paired)
-    share = 100 * main.rows * main.lanes * main.depth / clocks / 16 if clocks else 0.0
-    taken = schedule.register_rows * schedule.register_vectors + schedule.register_vectors + 1
     lanes = f"{schedule.query_lanes} lanes are {schedule.query_lanes // target.lanes} vectors of {target.lanes}"
     step = f"{schedule.key_tile} a step; the greatest product is {main.rows} x {main.depth} x {main.lanes}"
     if desc.op == "stream_attention":
@@ -280,9 +276,12 @@ def _cpu_reasons(desc: KernelDesc, schedule: CpuSchedule, target: CpuTarget, siz
     elif desc.op == "gather_attention":
         tile, step = RowTile.of(desc.size("group"), schedule.query_lanes), UNREAD
         lanes = f"{tile.queries} queries of {tile.heads} heads meet a block together, if they list it"
-    if paired:
+    if multiplies_pairs(desc, target):
         unit = f"{UNREAD}: the products are those of the matrix unit ({target.matrix})"
         return {"query_lanes": lanes, "key_tile": step, "register_rows": unit, "register_vectors": unit}
+    clocks = product_clocks(main, schedule, target)
+    share = 100 * main.rows * main.lanes * main.depth / clocks / 16 if clocks else 0.0
+    taken = schedule.register_rows * schedule.register_vectors + schedule.register_vectors + 1
     return {
         "query_lanes": lanes,
         "key_tile": step,
