@@ -25,10 +25,12 @@ struct bf16 {
     return (raw)(x == x ? rounded : 0x7fc0u);
   }
   NSA_INLINE vf load(const raw *p) { return (vf)(widened(p) << 16); }
-  NSA_INLINE void store(raw *p, vf x) {
-    vu bits = (vu)x, rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    *(vh_mem *)p = __builtin_convertvector((vi)(x == x ? rounded : vu{} + 0x7fc0u), vh);
+  // The nearest number of the type in the high half of each, ties to even; what is below is not cleared.
+  NSA_INLINE vu rounded(vf x) {
+    vu bits = (vu)x;
+    return (vu)(x == x ? bits + 0x7fffu + ((bits >> 16) & 1u) : vu{} + 0x7fc00000u);
   }
+  NSA_INLINE void store(raw *p, vf x) { *(vh_mem *)p = __builtin_convertvector((vi)(rounded(x) >> 16), vh); }
 };
 
 // With F16C the processor converts. Clang knows the type, also in vectors; GCC before 13 only the instructions.

@@ -252,10 +252,7 @@ NSA_INLINE vu rounded_pairs(vf first, vf second) {
 #if defined(__AVX512BF16__) && NSA_VECTOR_BYTES == 64
   return (vu)interleaved(rounded_both(first, second));
 #else
-  vu a = (vu)first, b = (vu)second;
-  a = (vu)(first == first ? a + 0x7fffu + ((a >> 16) & 1u) : vu{} + 0x7fc00000u);
-  b = (vu)(second == second ? b + 0x7fffu + ((b >> 16) & 1u) : vu{} + 0x7fc00000u);
-  return a >> 16 | (b & 0xffff0000u);
+  return bf16::rounded(first) >> 16 | (bf16::rounded(second) & 0xffff0000u);
 #endif
 }
 
@@ -341,17 +338,8 @@ NSA_INLINE void rescaled_product(float *O, const uint16_t *A, int64_t a_row, con
 template <int N, int V = at_a_time(N)>
 NSA_INLINE void softmax_pieces_pairs(float *S, const int32_t *places, int count, int64_t stride, float units, float *m,
                                      float *l) {
-  vf best[V], sums[V];
-  NSA_UNROLL for (int v = 0; v < V; v++) {
-    best[v] = splat(-INFINITY);
-    sums[v] = vf{};
-  }
-  for (int i = 0; i < count; i++)
-    for (int x = 0; x < N; x += V * W)
-      NSA_UNROLL for (int v = 0; v < V; v++) best[v] = max(load(S + places[i] * stride + x + v * W), best[v]);
-  for (int v = 1; v < V; v++)
-    best[0] = max(best[v], best[0]);
-  vf top = splat(greatest(best[0]) * units), safe = select(top == -INFINITY, vf{}, top);
+  vf sums[V] = {};
+  vf top = splat(greatest_of_pieces<N, V>(S, places, count, stride) * units), safe = select(top == -INFINITY, vf{}, top);
   for (int i = 0; i < count; i++) {
     float *piece = S + places[i] * stride;
     for (int x = 0; x < N; x += V * W) {

@@ -55,21 +55,25 @@ NSA_INLINE void softmax_step(float *S, int rows, float *m, float *l, float *alph
   }
 }
 
-// Softmax of one query over scores that lie in pieces: piece i is the N at S + places[i] * stride, N a multiple of W.
-// Turns them into weights relative to their maximum *m, whose sum is *l; without pieces these are -inf and 0.
-template <int N, int V = at_a_time(N)>
-NSA_INLINE void softmax_pieces(float *S, const int32_t *places, int count, int64_t stride, float *m, float *l) {
-  vf best[V], sums[V];
-  NSA_UNROLL for (int v = 0; v < V; v++) {
-    best[v] = splat(-INFINITY);
-    sums[v] = vf{};
-  }
+// The greatest of the scores in pieces, as `softmax_pieces` has them; -inf without any.
+template <int N, int V>
+NSA_INLINE float greatest_of_pieces(const float *S, const int32_t *places, int count, int64_t stride) {
+  vf best[V];
+  NSA_UNROLL for (int v = 0; v < V; v++) best[v] = splat(-INFINITY);
   for (int i = 0; i < count; i++)
     for (int x = 0; x < N; x += V * W)
       NSA_UNROLL for (int v = 0; v < V; v++) best[v] = max(load(S + places[i] * stride + x + v * W), best[v]);
   for (int v = 1; v < V; v++)
     best[0] = max(best[v], best[0]);
-  vf top = splat(greatest(best[0])), safe = select(top == -INFINITY, vf{}, top);
+  return greatest(best[0]);
+}
+
+// Softmax of one query over scores that lie in pieces: piece i is the N at S + places[i] * stride, N a multiple of W.
+// Turns them into weights relative to their maximum *m, whose sum is *l; without pieces these are -inf and 0.
+template <int N, int V = at_a_time(N)>
+NSA_INLINE void softmax_pieces(float *S, const int32_t *places, int count, int64_t stride, float *m, float *l) {
+  vf sums[V] = {};
+  vf top = splat(greatest_of_pieces<N, V>(S, places, count, stride)), safe = select(top == -INFINITY, vf{}, top);
   for (int i = 0; i < count; i++)
     for (int x = 0; x < N; x += V * W)
       NSA_UNROLL for (int v = 0; v < V; v++) {
