@@ -1,4 +1,4 @@
-"""Sizes of products over pairs of bfloat16 numbers, as a CPU's matrix unit makes them: for its templates and others."""
+"""Sizes of products over pairs of bfloat16 numbers, as some CPUs make them: for their templates and others."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from .desc import KernelDesc
 from .tiling import RowTile, ceil_div, padded
 
-PAIR_QUANTUM = 32  # numbers that one instruction sums
+PAIR_QUANTUM = 32  # numbers that one instruction of a matrix unit sums
 PAIR_ROWS = 16  # rows and columns that it takes, all of which it reads and writes
 
 

@@ -129,12 +129,16 @@ class ScheduleSpace:
         return schedule
 
 
-PAIRED_OPS = ("stream_attention", "gather_attention", "scored_attention")  # of which a matrix unit makes products
+PAIRED_OPS = (
+    "stream_attention",
+    "gather_attention",
+    "scored_attention",
+)  # with products over pairs, where the target has them
 NARROWED_OPS = ("stream_attention", "select_blocks", "scored_attention")  # which lay queries in lanes
 
 
 def multiplies_pairs(desc: KernelDesc, target: Target) -> bool:
-    """Return whether a matrix unit makes the products of `desc`: those of an attention's forward."""
+    """Return whether the products of `desc` are made over pairs: those of an attention's forward."""
     return desc.direction == "fwd" and desc.op in PAIRED_OPS and target.takes_pairs(desc.dtype)
 
 

@@ -76,7 +76,7 @@ def facts_of(desc: KernelDesc) -> dict[str, int | str]:
 def bucket_of(desc: KernelDesc, target: Target) -> dict[str, int | str]:
     """Return the bucket of the row that a tuned `desc` gets: all its facts but the dtype, which shares rows.
 
-    Where a matrix unit makes its products, other dtypes have other loops, and the bucket names it.
+    Where its products are made over pairs, other dtypes have other loops, and the bucket names it.
     """
     shared = not multiplies_pairs(desc, target)
     return {name: value for name, value in sorted(facts_of(desc).items()) if name != "dtype" or not shared}

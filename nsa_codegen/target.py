@@ -34,7 +34,7 @@ class Target:
         raise NotImplementedError
 
     def takes_pairs(self, dtype: str) -> bool:
-        """Return whether operands of products of `dtype` lie in pairs, as a CPU's matrix unit has them."""
+        """Return whether operands of products of `dtype` lie in pairs, as some CPUs take them."""
         return False
 
 
@@ -43,8 +43,8 @@ class CpuTarget(Target):
     """An instruction-set level of a processor.
 
     `vector_bytes` and `vector_registers` describe the vector unit, `flags` are what selects it at a
-    gcc-compatible C++ compiler, and `features` are the processor flags that running its code needs. `matrix` is the
-    unit that multiplies bfloat16 matrices (`amx`), or empty.
+    gcc-compatible C++ compiler, and `features` are the processor flags that running its code needs. `pairs` is what
+    multiplies pairs of bfloat16 numbers: the tiles of `amx`, the vectors of `avx512_bf16`, or nothing (empty).
     """
 
     kind: str = "cpu"
@@ -52,7 +52,7 @@ class CpuTarget(Target):
     vector_registers: int
     flags: tuple[str, ...]
     features: frozenset[str] = frozenset()
-    matrix: str = ""
+    pairs: str = ""
 
     @property
     def lanes(self) -> int:
@@ -61,15 +61,15 @@ class CpuTarget(Target):
 
     @property
     def facts(self) -> str:
-        """`<bytes>x<registers>` of the vector unit, and the matrix unit."""
-        return f"{self.vector_bytes}x{self.vector_registers}" + (f"-{self.matrix}" if self.matrix else "")
+        """`<bytes>x<registers>` of the vector unit, and what multiplies pairs."""
+        return f"{self.vector_bytes}x{self.vector_registers}" + (f"-{self.pairs}" if self.pairs else "")
 
     def takes_pairs(self, dtype: str) -> bool:
-        """Return whether products of `dtype` are those of the matrix unit."""
-        return bool(self.matrix) and dtype == "bfloat16"
+        """Return whether products of `dtype` are made over pairs."""
+        return bool(self.pairs) and dtype == "bfloat16"
 
     def __str__(self) -> str:
-        unit = f", {self.matrix}" if self.matrix else ""
+        unit = f", {self.pairs}" if self.pairs else ""
         vectors = f"{self.vector_bytes * 8}-bit vectors, {self.vector_registers} registers"
         return f"{self.name} ({self.kind}, {vectors}{unit})"
 
@@ -194,7 +194,15 @@ CPU_TARGETS: dict[str, CpuTarget] = {
             vector_registers=32,
             flags=(*_FLAGS_V4, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
             features=frozenset(_FEATURES_V4 | {"avx512_bf16", "amx_tile", "amx_bf16"}),
-            matrix="amx",
+            pairs="amx",
+        ),
+        CpuTarget(
+            name="x86_64_v4_bf16",
+            vector_bytes=64,
+            vector_registers=32,
+            flags=(*_FLAGS_V4, "-mavx512bf16"),
+            features=frozenset(_FEATURES_V4 | {"avx512_bf16"}),
+            pairs="avx512_bf16",
         ),
         CpuTarget(
             name="x86_64_v4",
@@ -302,7 +310,7 @@ def lacking(target: CpuTarget) -> list[str]:
     if family and machine not in family:
         return [f"a processor of {family[0]} (it is {machine})"]
     missing = sorted(target.features - processor_features())
-    if not missing and target.matrix == "amx" and not _may_use_tiles():
+    if not missing and target.pairs == "amx" and not _may_use_tiles():
         return ["the system's permission to use AMX's tiles (arch_prctl)"]
     return missing
 

@@ -6,6 +6,7 @@ left out are in docs/cost-model.md.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ LOADS = 1  # of a register tile's operands a clock, a scalar each row and step a
 NARROW_ROW = 0.8  # clocks a row and step of a register tile of less than 4 rows, whose scalars are loaded apart
 WITHIN = 1.2  # times of products within kernels over those of the same products by themselves
 TILE_CLOCKS = 30  # of an instruction of a matrix unit within a product: measured on an Intel Xeon with AMX
+PAIR_TILE = (8, 2)  # rows and vectors of the register tile of pairs, in tile/pairs.h
 SUMS_CLOCKS = 1.1  # clocks a vector of a register tile that starts from what is in memory, or is added to it
 SCATTERED = 8.0  # clocks at least of a step whose scalars are each on a page of their own
 PAGE_BYTES = 4096
@@ -93,13 +95,16 @@ def predict_cpu(desc: KernelDesc, schedule: CpuSchedule, target: CpuTarget, size
 def product_clocks(product: Product, schedule: CpuSchedule, target: CpuTarget, *, paired: bool = False) -> float:
     """Return the clocks of one product: [rows, depth] times [depth, lanes], register tile by register tile.
 
-    One that is `paired` goes by the tiles of a matrix unit.
+    One that is `paired` goes by the tiles of a matrix unit, or by register tiles of their own, over half the depth.
     """
-    if paired:
+    if paired and target.pairs == "amx":
         tiles = ceil_div(product.rows, PAIR_ROWS) * ceil_div(product.lanes, PAIR_ROWS)
         return tiles * ceil_div(product.depth, PAIR_QUANTUM) * TILE_CLOCKS
-    left, clocks = ceil_div(product.lanes, target.lanes), 0.0
     rows, vectors = schedule.register_rows, schedule.register_vectors
+    if paired:
+        product = dataclasses.replace(product, depth=ceil_div(product.depth, 2))
+        rows, vectors = PAIR_TILE
+    left, clocks = ceil_div(product.lanes, target.lanes), 0.0
     while left > 0 and vectors >= 1:  # vectors that fill no tile take one of twice the rows and half the vectors
         wide, left = divmod(left, vectors)
         clocks += wide * _columns(product, rows, vectors, target)

@@ -94,7 +94,7 @@ def _cpu_facts(target: CpuTarget) -> dict[str, str]:
     return {
         "vectors": f"{8 * target.vector_bytes} bits",
         "vector registers": str(target.vector_registers),
-        "matrix unit": target.matrix or "none",
+        "products of bfloat16 pairs": target.pairs or "none",
     }
 
 
@@ -277,7 +277,7 @@ def _cpu_reasons(desc: KernelDesc, schedule: CpuSchedule, target: CpuTarget, siz
         tile, step = RowTile.of(desc.size("group"), schedule.query_lanes), UNREAD
         lanes = f"{tile.queries} queries of {tile.heads} heads meet a block together, if they list it"
     if multiplies_pairs(desc, target):
-        unit = f"{UNREAD}: the products are those of the matrix unit ({target.matrix})"
+        unit = f"{UNREAD}: the products are those over pairs ({target.pairs})"
         return {"query_lanes": lanes, "key_tile": step, "register_rows": unit, "register_vectors": unit}
     clocks = product_clocks(main, schedule, target)
     share = 100 * main.rows * main.lanes * main.depth / clocks / 16 if clocks else 0.0

@@ -24,11 +24,11 @@ from nsa_codegen.store import source_name
 from nsa_codegen.target import parse_target
 
 ROOT = Path(__file__).parents[2] / "generated"
-CPUS, MATRIX_CPUS, GPUS = (
+CPUS, PAIR_CPUS, GPUS = (
     re.findall(rf"^{name} \?= (.*)$", (ROOT.parent / "Makefile").read_text(), re.MULTILINE)[0].split()
-    for name in ("CPUS", "MATRIX_CPUS", "GPUS")
+    for name in ("CPUS", "PAIR_CPUS", "GPUS")
 )
-SHIPPED = (*((name, "float32") for name in CPUS), *((name, "bfloat16") for name in (*MATRIX_CPUS, *GPUS)))
+SHIPPED = (*((name, "float32") for name in CPUS), *((name, "bfloat16") for name in (*PAIR_CPUS, *GPUS)))
 ROUNDS = 16
 WORKSPACE = re.compile(r"\bworkspace_\d+\b")  # which of several a reduction gets differs from run to run
 REMEDY = "run `make generated` and commit the result"

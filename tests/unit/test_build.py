@@ -302,6 +302,7 @@ def test_zig_is_told_the_processor_in_its_own_words(tmp_path: Path, monkeypatch:
     processors = {name: [f for f in flags if f.startswith(("-march", "-mcpu"))] for name, flags in spelled.items()}
     assert processors == {
         "x86_64_amx": ["-mcpu=x86_64_v4"],
+        "x86_64_v4_bf16": ["-mcpu=x86_64_v4"],
         "x86_64_v4": ["-mcpu=x86_64_v4"],
         "x86_64_v3": ["-mcpu=x86_64_v3"],
         "aarch64": ["-mcpu=baseline"],

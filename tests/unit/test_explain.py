@@ -139,14 +139,14 @@ def test_a_difference_names_fields_and_facts() -> None:
         hardware_differences(H100, V4)
 
 
-def test_a_matrix_unit_takes_the_register_tiles_place() -> None:
+def test_products_over_pairs_read_no_register_tile() -> None:
     amx = TARGETS["x86_64_amx"]
-    assert hardware_differences(amx, V4) == {"matrix unit": ("amx", "none")}
+    assert hardware_differences(amx, V4) == {"products of bfloat16 pairs": ("amx", "none")}
     half, full = (dataclasses.replace(WINDOW, dtype=dtype) for dtype in ("bfloat16", "float32"))
     said = {d.dtype: explain(d, select(d, V4).schedule, amx, LONG).reasons for d in (half, full)}
     for field in ("register_rows", "register_vectors"):
-        assert "those of the matrix unit (amx)" in said["bfloat16"][field]
-        assert "matrix unit" not in said["float32"][field]
+        assert "those over pairs (amx)" in said["bfloat16"][field]
+        assert "over pairs" not in said["float32"][field]
 
 
 def test_the_command_shows_a_difference_in_words() -> None:

@@ -63,7 +63,7 @@ def test_what_a_machine_lacks_is_said(monkeypatch):
     assert lacking(arm) == ["a processor of aarch64 (it is x86_64)"] and runs_here(CPU_TARGETS["generic"])
     monkeypatch.setattr(target_module, "processor_features", lambda: amx.features)
     monkeypatch.setattr(target_module, "_may_use_tiles", lambda: False)
-    assert parse_target("cpu").name == "x86_64_v4"
+    assert parse_target("cpu").name == "x86_64_v4_bf16"
     monkeypatch.setenv("NSA_CODEGEN_TARGET", "x86_64_amx")
     with pytest.raises(TargetError, match=r"lacks \[.the system's permission to use AMX's tiles"):
         parse_target("cpu")
@@ -71,9 +71,9 @@ def test_what_a_machine_lacks_is_said(monkeypatch):
     assert parse_target("cpu") == amx
 
 
-def test_only_a_matrix_unit_takes_pairs_and_only_of_bfloat16():
+def test_only_some_processors_take_pairs_and_only_of_bfloat16():
     taking = {(t.name, dtype) for t in TARGETS.values() for dtype in DTYPES if t.takes_pairs(dtype)}
-    assert taking == {("x86_64_amx", "bfloat16")}
+    assert taking == {("x86_64_amx", "bfloat16"), ("x86_64_v4_bf16", "bfloat16")}
 
 
 @pytest.mark.parametrize("target", GPU_TARGETS.values(), ids=str)

@@ -3,8 +3,8 @@
 One task is a tile of queries of one key/value head. Block by block, the rows (query, head) of those that list it meet
 its keys in one product, so that a block is read once for all of them; scores are kept, keys in the lanes, until a row
 has all of its own. Blocks are read from packed copies, or, when few queries make packing a whole sequence a waste,
-packed one by one, or, where few rows list one, as they are. A matrix unit takes packed pairs, and queries and weights
-as bfloat16 in rows (`packing`, `tile/pairs.h`).
+packed one by one, or, where few rows list one, as they are. Products over pairs take packed pairs, and queries
+and weights as bfloat16 in rows (`packing`, `tile/pairs.h`).
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """A step of a softmax over keys with queries in the lanes: what it holds, and its calls, by either kind of product.
 
-The register-tiled one takes keys and values as float32, where they lie or converted. A matrix unit takes bfloat16 keys
-as they are, values transposed, and queries and weights in pairs (`tile/pairs.h`); scores lack what makes log2 units of
+Products of numbers take keys and values as float32, where they lie or converted. Those over pairs take bfloat16 keys as
+they are, values transposed, and queries and weights in pairs (`tile/pairs.h`); scores lack what makes log2 units of
 them until they become weights.
 """
 
@@ -27,7 +27,7 @@ def flip_of(scale: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class LaneStep:
-    """The static facts of a step of `keys` keys over `lanes` rows; `paired` where a matrix unit multiplies."""
+    """The static facts of a step of `keys` keys over `lanes` rows; `paired` where products are made over pairs."""
 
     dtype: str
     schedule: Schedule
@@ -124,7 +124,7 @@ def stage_step(step, k, k_up, v, v_up, rows, b, j0, h):
 
 @T.macro
 def open_tiles(paired):
-    """Set up the tiles of a matrix unit, if it multiplies."""
+    """Set up the tiles of a matrix unit, if one multiplies pairs."""
     if paired:
         call("open_tiles")
 

@@ -74,7 +74,7 @@ NSA_INLINE void add_columns(float *O, int ldo, const float *P, int ldp, int coun
   constexpr int past = FROM + (D - FROM) / (N * W) * N * W;
   NoLines none;
   for (int c = FROM; c < past; c += N * W)
-    product_rows<R, N, START>(O + c, ldo, P, ldp, 1, V + c, v_row, count, rows, P, none);
+    product_rows<Numbers, R, N, START>(O + c, ldo, P, ldp, 1, V + c, v_row, count, rows, P, none);
   if constexpr (past < D && N > 1)
     return add_columns<D, START, R, N / 2, past>(O, ldo, P, ldp, count, V, v_row, rows);
   if constexpr (past < D && N == 1)

@@ -1,8 +1,31 @@
-// Products of bfloat16 numbers, summed in float32: by the processor's tiles (AMX) where it has them. The right side lies in
-// pairs, B[k / 2][column][k % 2], and a pair is carried in 32 bits.
+// Products of bfloat16 numbers, summed in float32: by the processor's tiles (AMX) where it has them, else by vectors of pairs
+// (`Pairs`). The right side lies in pairs, B[k / 2][column][k % 2], and a pair is carried in 32 bits.
 namespace nsa {
 
 constexpr int TILE = 16, DEEP = 32; // rows and columns of a tile of sums, and the numbers that one instruction sums
+
+// `pair_product`: C[rows][columns] = A[rows][depth] * B[depth][columns], or with ADD what C holds and that. Rows of A are a_row
+// apart, those of pairs of B ldb; `columns` are a multiple of TILE. It takes ROW_UNIT rows and DEPTH_UNIT numbers at a time:
+// C and A have room for `rows` rounded up to that, and `depth` is a multiple.
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__) && NSA_VECTOR_BYTES == 64
+constexpr int ROW_UNIT = 1, DEPTH_UNIT = 2;
+constexpr int64_t CLOSE_ROWS = INT64_MAX;
+
+// Register tiles of 8 rows by 2 vectors: others from 4 by 4 to 14 by 2 took the same time on a Zen 4.
+template <bool ADD, typename Fetch = NoLines>
+NSA_INLINE void pair_product(float *C, int ldc, const void *A, int64_t a_row, const uint32_t *B, int ldb, int rows,
+                             int columns, int depth, Fetch fetch = {}) {
+  constexpr int R = 8, V = 2, START = ADD ? nsa::ADD : ZERO;
+  const Pairs::held *a = (const Pairs::held *)A, *b = B;
+  int c = 0;
+  for (; c + V * W <= columns; c += V * W)
+    product_rows<Pairs, R, V, START>(C + c, ldc, a, a_row / 2, 1, b + c, ldb, rows, depth / 2, C, fetch);
+  for (; c < columns; c += W)
+    product_rows<Pairs, R, 1, START>(C + c, ldc, a, a_row / 2, 1, b + c, ldb, rows, depth / 2, C, fetch);
+}
+#else
+constexpr int ROW_UNIT = TILE, DEPTH_UNIT = DEEP;
+constexpr int64_t CLOSE_ROWS = 256; // numbers between rows that are loaded as a tile: further apart, they miss the first cache
 
 #ifdef __AMX_BF16__
 struct alignas(64) TileShapes {
@@ -79,10 +102,7 @@ NSA_INLINE void multiply_pairs(float *C, int ldc, const uint16_t *A, int64_t a_r
     store_tile<3>(C + TILE * ldc + TILE, 4 * ldc);
 }
 #else
-NSA_INLINE void open_tiles() {}
-NSA_INLINE void close_tiles() {}
-
-// The same meaning by vectors, for processors without tiles.
+// The same by vectors of numbers.
 template <int R, int V, bool ADD, typename Fetch>
 NSA_INLINE void multiply_pairs(float *C, int ldc, const uint16_t *A, int64_t a_row, const uint32_t *B, int ldb, int depth,
                                Fetch &fetch) {
@@ -110,9 +130,6 @@ NSA_INLINE void pair_columns(float *C, int ldc, const uint16_t *A, int64_t a_row
     multiply_pairs<R, 1, ADD>(C + c, ldc, A, a_row, B + c, ldb, depth, fetch);
 }
 
-// C[rows][columns] = A[rows][depth] * B[depth][columns], or with ADD what C holds and that, in tiles: C and A have room for
-// `rows` rounded up to TILE, `columns` are a multiple of it, and `depth` is one of DEEP. Rows of A are a_row apart, those of
-// pairs of B ldb.
 template <bool ADD, typename Fetch = NoLines>
 NSA_INLINE void pair_product(float *C, int ldc, const void *A, int64_t a_row, const uint32_t *B, int ldb, int rows,
                              int columns, int depth, Fetch fetch = {}) {
@@ -123,6 +140,12 @@ NSA_INLINE void pair_product(float *C, int ldc, const void *A, int64_t a_row, co
   if (r < rows)
     pair_columns<1, ADD>(C + r * ldc, ldc, a + r * a_row, a_row, B, ldb, columns, depth, fetch);
 }
+#endif
+
+#ifndef __AMX_BF16__
+NSA_INLINE void open_tiles() {}
+NSA_INLINE void close_tiles() {}
+#endif
 
 // Scores are units * (q . k) in log2 units, units > 0: what is left of the sign of `scale` goes into the queries.
 NSA_INLINE float pair_units(float scale) {
@@ -156,18 +179,17 @@ NSA_INLINE void copy_rows(void *dst, int ld, const uint16_t *src, int64_t stride
   memset((uint16_t *)dst + rows * ld, 0, sizeof(uint16_t) * (padded - rows) * ld);
 }
 
-// S[rows][LANES] = K[rows][WIDTH] * Q, rows of K k_row apart, in tiles: K is read where it lies if it fills them, and its rows
-// lie close enough for the first cache; else from `spare`. `queries` are in pairs.
+// S[rows][LANES] = K[rows][WIDTH] * Q, rows of K k_row apart: K is read where it lies if it fills what a product takes at a
+// time, and its rows lie close; else from `spare`. `queries` are in pairs.
 template <int LANES, int WIDTH, typename Fetch = NoLines>
 NSA_INLINE void score_lanes(float *S, uint16_t *spare, const uint16_t *K, int64_t k_row, const uint32_t *queries, int rows,
                             Fetch fetch = {}) {
-  constexpr int deep = (WIDTH + DEEP - 1) / DEEP * DEEP;
-  const int64_t close = 256;
-  if (WIDTH % DEEP != 0 || rows % TILE != 0 || k_row > close) {
+  constexpr int deep = (WIDTH + DEEP - 1) / DEEP * DEEP, depth = WIDTH % DEPTH_UNIT == 0 ? WIDTH : deep;
+  if (depth != WIDTH || rows % ROW_UNIT != 0 || k_row > CLOSE_ROWS) {
     copy_rows(spare, deep, K, k_row, rows, (rows + TILE - 1) / TILE * TILE, WIDTH, 0);
     K = spare, k_row = deep;
   }
-  pair_product<false>(S, LANES, K, k_row, queries, LANES, rows, LANES, deep, fetch);
+  pair_product<false>(S, LANES, K, k_row, queries, LANES, rows, LANES, depth, fetch);
 }
 
 // Pairs of columns of rows of queries and heads (`row_at`): dst[c / 2][r] for r < rows, bits of `flip` exchanged; zeros in

@@ -39,10 +39,29 @@ NSA_INLINE Lines<WRITTEN> lines(const typename T::raw *src, int64_t stride, int 
 
 enum { ZERO = 0, ADD = 1, RESCALE = 2, SUM = 3 };
 
+// What a product multiplies, and sums in float32: numbers, or, where the processor has them, pairs of bfloat16 numbers.
+struct Numbers {
+  typedef float held;
+  static NSA_METHOD vf at(const held *p) { return load(p); }
+  static NSA_METHOD vf all(const held *p) { return splat(*p); }
+  static NSA_METHOD vf add(vf sum, vf a, vf b) { return sum + a * b; }
+};
+#if defined(__AVX512BF16__) && NSA_VECTOR_BYTES == 64
+struct Pairs {
+  typedef uint32_t held __attribute__((aligned(2), may_alias));
+  static NSA_METHOD vf at(const held *p) { return load((const float *)p); }
+  static NSA_METHOD vf all(const held *p) { return (vf)(*p + vu{}); }
+  static NSA_METHOD vf add(vf sum, vf a, vf b) {
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(b), "v"(a));
+    return sum;
+  }
+};
+#endif
+
 // One register tile of R rows by V vectors: C[r][:] = start + sum_k A[r * a_row + k * a_depth] * B[k][:].
-template <int R, int V, int START, typename Fetch>
-NSA_INLINE void product_tile(float *C, int ldc, const float *A, int64_t a_row, int64_t a_depth, const float *B, int ldb,
-                             int depth, const float *alpha, Fetch &fetch) {
+template <typename M, int R, int V, int START, typename Fetch>
+NSA_INLINE void product_tile(float *C, int ldc, const typename M::held *A, int64_t a_row, int64_t a_depth,
+                             const typename M::held *B, int ldb, int depth, const float *alpha, Fetch &fetch) {
   vf acc[R][V];
   NSA_UNROLL for (int r = 0; r < R; r++) NSA_UNROLL for (int v = 0; v < V; v++) {
     acc[r][v] = START == ZERO || START == SUM ? vf{} : load(C + r * ldc + v * W);
@@ -52,10 +71,10 @@ NSA_INLINE void product_tile(float *C, int ldc, const float *A, int64_t a_row, i
   for (int k = 0; k < depth; k++) {
     vf b[V];
     fetch.next();
-    NSA_UNROLL for (int v = 0; v < V; v++) b[v] = load(B + (int64_t)k * ldb + v * W);
+    NSA_UNROLL for (int v = 0; v < V; v++) b[v] = M::at(B + (int64_t)k * ldb + v * W);
     NSA_UNROLL for (int r = 0; r < R; r++) {
-      vf a = splat(A[r * a_row + k * a_depth]);
-      NSA_UNROLL for (int v = 0; v < V; v++) acc[r][v] += a * b[v];
+      vf a = M::all(A + r * a_row + k * a_depth);
+      NSA_UNROLL for (int v = 0; v < V; v++) acc[r][v] = M::add(acc[r][v], a, b[v]);
     }
   }
   NSA_UNROLL for (int r = 0; r < R; r++) NSA_UNROLL for (int v = 0; v < V; v++) {
@@ -64,17 +83,17 @@ NSA_INLINE void product_tile(float *C, int ldc, const float *A, int64_t a_row, i
   }
 }
 
-template <int R, int V, int START, typename Fetch>
-NSA_INLINE void product_rows(float *C, int ldc, const float *A, int64_t a_row, int64_t a_depth, const float *B, int ldb,
-                             int rows, int depth, const float *alpha, Fetch &fetch) {
+template <typename M, int R, int V, int START, typename Fetch>
+NSA_INLINE void product_rows(float *C, int ldc, const typename M::held *A, int64_t a_row, int64_t a_depth,
+                             const typename M::held *B, int ldb, int rows, int depth, const float *alpha, Fetch &fetch) {
   int r = 0;
   for (; r + R <= rows; r += R)
-    product_tile<R, V, START>(C + r * ldc, ldc, A + r * a_row, a_row, a_depth, B, ldb, depth, alpha, fetch);
+    product_tile<M, R, V, START>(C + r * ldc, ldc, A + r * a_row, a_row, a_depth, B, ldb, depth, alpha, fetch);
   constexpr int fewer = R > 8 ? 8 : R > 4 ? 4 : R / 2;
   if constexpr (R > 1)
     if (r < rows)
-      product_rows<fewer, V, START>(C + r * ldc, ldc, A + r * a_row, a_row, a_depth, B, ldb, rows - r, depth, alpha,
-                                    fetch);
+      product_rows<M, fewer, V, START>(C + r * ldc, ldc, A + r * a_row, a_row, a_depth, B, ldb, rows - r, depth, alpha,
+                                       fetch);
 }
 
 // C[rows][LANES] = start + A[rows][depth] * B[depth][LANES]; A element (r, k) is A[r * a_row + k * a_depth].
@@ -86,7 +105,7 @@ NSA_INLINE void product(float *C, int ldc, const float *A, int64_t a_row, int64_
                         int depth, const float *alpha, Fetch fetch = {}) {
   constexpr int step = V * W, past = FROM + (LANES - FROM) / step * step;
   for (int lane = FROM; lane < past; lane += step)
-    product_rows<R, V, START>(C + lane, ldc, A, a_row, a_depth, B + lane, LANES, rows, depth, alpha + lane, fetch);
+    product_rows<Numbers, R, V, START>(C + lane, ldc, A, a_row, a_depth, B + lane, LANES, rows, depth, alpha + lane, fetch);
   if constexpr (past < LANES && V > 1)
     product<LANES, 2 * R, V / 2, START, past>(C, ldc, A, a_row, a_depth, B, rows, depth, alpha, fetch);
 }

@@ -21,6 +21,7 @@
 #define INFINITY __builtin_inff()
 #endif
 #define NSA_INLINE static inline __attribute__((always_inline))
+#define NSA_METHOD inline __attribute__((always_inline))
 #define NSA_UNROLL _Pragma("GCC unroll 16")
 
 namespace nsa {
