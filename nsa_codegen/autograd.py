@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch
-from .desc import PACKED, KernelDesc
+from .desc import KernelDesc
 from .dispatch import NAMESPACE, define_op, dtype_name, fake_op, gather_desc, run, stream_desc
 from .errors import SecondDerivativeError
 from .index_sets import complete
@@ -75,7 +75,9 @@ def _gather_backward(
 ) -> tuple[Tensor, ...]:
     q, k, v, out, lse, dout, dlse = (x.contiguous() for x in (q, k, v, out, lse, dout, dlse))
     n, group = block_indices.shape[3], q.shape[2] // k.shape[2]
-    desc = gather_desc(dtype_name(q), group, q.shape[3], v.shape[3], block, n, causal, PACKED)
+    desc = gather_desc(
+        dtype_name(q), group, q.shape[3], v.shape[3], block, n, causal, dispatch.packed_source(dtype_name(q))
+    )
     shared = {"q": q, "k": k, "v": v, "q_start": q_start}
     given = {**shared, "scale": scale, "lse": lse, "dout": dout}
     if (gpu := dispatch.gpu_of(q)) is not None:

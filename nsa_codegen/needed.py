@@ -125,7 +125,8 @@ def pack_descs(desc: KernelDesc) -> tuple[KernelDesc, KernelDesc]:
 def backward_pack_descs(desc: KernelDesc) -> dict[str, KernelDesc]:
     """Return the descs that pack for the backward of `desc`: keys both ways, values by columns."""
     block, dk, dv = desc.size("block"), desc.size("dk"), desc.size("dv")
-    wanted = {"k_columns": ("columns", dk), "k_rows": ("rows", dk), "v_columns": ("columns", dv)}
+    columns, rows = ("column_pairs", "row_pairs") if desc.word("source") == PAIRS else ("columns", "rows")
+    wanted = {"k_columns": (columns, dk), "k_rows": (rows, dk), "v_columns": (columns, dv)}
     return {
         name: KernelDesc.of("pack_blocks", desc.dtype, block=block, dim=dim, layout=layout)
         for name, (layout, dim) in wanted.items()

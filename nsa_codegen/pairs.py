@@ -27,10 +27,11 @@ def packed_block(layout: str, block: int, dim: int) -> tuple[tuple[int, int], bo
     return (in_pairs(rows) // 2 if paired else rows, columns), paired
 
 
-def members_kept(desc: KernelDesc, tile: RowTile) -> int:
-    """Return the queries by block whose scores a tile of a gathered attention has room for, the most that there are.
+def rows_behind(dtype: str) -> int:
+    """Return how many rows behind the last one products of `dtype` may write: a matrix unit writes whole tiles."""
+    return PAIR_ROWS - 1 if dtype == "bfloat16" else 0
 
-    A matrix unit writes whole tiles of rows, and so a few behind the last.
-    """
-    behind = ceil_div(PAIR_ROWS - 1, tile.heads) if desc.dtype == "bfloat16" and desc.direction == "fwd" else 0
-    return tile.queries * desc.size("n") + behind
+
+def members_kept(desc: KernelDesc, tile: RowTile) -> int:
+    """Return the queries by block whose scores a tile of a gathered attention has room for, the most that there are."""
+    return tile.queries * desc.size("n") + ceil_div(rows_behind(desc.dtype), tile.heads)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 
 from .desc import KernelDesc
 from .index_sets import RangeSet, causal, everything
 from .tiling import ceil_div, padded
 
+SUMS_SCALE = math.log(2)  # of what a gathered attention leaves for dk: of scores in log2 units
 KEYS_PER_TASK = 64  # keys whose gradients one task adds up from the runs of queries
 LEAST_RUN, MOST_RUNS = 64, 64  # queries of a run in a CPU's backward, and runs of a sequence
 ENOUGH_RUNS = 128  # runs of all batch rows and heads together

@@ -138,8 +138,8 @@ NARROWED_OPS = ("stream_attention", "select_blocks", "scored_attention")  # whic
 
 
 def multiplies_pairs(desc: KernelDesc, target: Target) -> bool:
-    """Return whether the products of `desc` are made over pairs: those of an attention's forward."""
-    return desc.direction == "fwd" and desc.op in PAIRED_OPS and target.takes_pairs(desc.dtype)
+    """Return whether the products of `desc` are made over pairs: those of an attention, forward and backward."""
+    return desc.op in PAIRED_OPS and ("part", "sums") not in desc.dims and target.takes_pairs(desc.dtype)
 
 
 def _read_on_cpu(desc: KernelDesc, target: CpuTarget) -> tuple[str, ...]:

@@ -23,9 +23,8 @@ from .dispatch import MAX_TASKS, Kernel
 from .errors import InputError, KernelFailedError
 from .ops import OPS
 from .ops.base import Call, ExtentOf
-from .ops.gather_attention import SUMS_SCALE
 from .pages import in_large_pages
-from .runs import Runs
+from .runs import SUMS_SCALE, Runs
 from .tiling import ceil_div
 
 CACHE_LINE = 64  # bytes

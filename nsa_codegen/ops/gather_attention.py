@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from .. import reference
 from ..desc import PLAIN, KernelDesc
 from ..needed import pack_descs
 from ..pairs import members_kept
-from ..runs import reach_of
+from ..runs import SUMS_SCALE, reach_of
 from ..schedule import CpuSchedule, GpuSchedule
 from ..tiling import BlockTile, RowTile, ceil_div, padded
 from .base import Call, Extent, ExtentOf, Launch, OpDef, Sizes, Values, Work, draw, element_bytes
@@ -118,7 +117,6 @@ def kept_scores(desc: KernelDesc, tile: RowTile) -> int:
     return members_kept(desc, tile) * tile.heads * padded(desc.size("block"))
 
 
-SUMS_SCALE = math.log(2)  # of dk in the backward: scaled queries, in log2 units, went into what runs leave
 LOOKAHEAD = 128  # entries after the last of a row that a tile may read, and not use
 
 

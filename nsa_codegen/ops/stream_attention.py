@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from .. import reference
 from ..desc import KernelDesc
 from ..index_sets import RangeSet, causal, complete, everything, first, window
+from ..pairs import rows_behind
 from ..runs import KEYS_PER_TASK, Runs, keys_passed
 from ..schedule import CpuSchedule, GpuSchedule
 from ..tiling import RowTile, ceil_div, padded
@@ -81,6 +83,7 @@ def _runs_extent(desc: KernelDesc, schedule: CpuSchedule) -> ExtentOf:
         passed = keys_passed(
             visible, tokens=call.tokens, keys=call.keys, q_start=call.q_start, queries=tile.queries, run=runs.queries
         )
+        passed += rows_behind(desc.dtype)
         sizes = {**call.entry, **sizes_of_runs(runs), "passed": passed, "workers": call.workers}
         scratch = {"kept": 2 * call.workers * passed * tile.lanes}
         return Extent(call.batch * call.heads * runs.count, sizes, scratch)
@@ -135,7 +138,8 @@ def gate_of(*, path: int, paths: int, shared: bool) -> dict[str, int]:
 def runs_of(desc: KernelDesc, visible: RangeSet, call: Call) -> Runs:
     """Return the runs of queries of a part of the backward of an attention: the same if batch rows come one by one."""
     sizes = {"batch": call.rows, "kv_heads": call.heads, "group": call.group, "tokens": call.tokens, "keys": call.keys}
-    return Runs.of_attention(visible, **sizes, q_start=call.q_start, dk=desc.size("dk"), dv=desc.size("dv"))
+    found = Runs.of_attention(visible, **sizes, q_start=call.q_start, dk=desc.size("dk"), dv=desc.size("dv"))
+    return dataclasses.replace(found, reach=found.reach + rows_behind(desc.dtype))
 
 
 def sizes_of_runs(runs: Runs) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from nsa_codegen import functional, reference
 from nsa_codegen.desc import KernelDesc
 from nsa_codegen.needed import attention_of, backward_descs, backward_pack_descs, pack_descs, program_descs
 from nsa_codegen.ops import OPS, Sizes
+from nsa_codegen.ops.base import Launch
 from nsa_codegen.program import Program
 from nsa_codegen.spec import NSASpec
 from nsa_codegen.target import native_target
@@ -53,6 +54,35 @@ def widened(values: Any) -> Any:
     if isinstance(values, dict):
         return {name: widened(value) for name, value in values.items()}
     return [widened(v) for v in values] if isinstance(values, (list, tuple)) else values
+
+
+def guarded(x: Tensor, fill: float) -> tuple[Tensor, Tensor]:
+    """Return a copy of x in the middle of a larger buffer that holds `fill` on both sides, and the buffer."""
+    room = 1 << 14
+    buffer = torch.full((x.numel() + 2 * room,), fill, dtype=x.dtype)
+    inside = buffer[room : room + x.numel()].view(x.shape)
+    inside.copy_(x)
+    return inside, buffer
+
+
+def canaries(launch: Launch) -> tuple[dict[str, Any], list[Tensor], Callable[[], None]]:
+    """Return the values of a launch whose outputs are NaN amid canaries, these outputs, and what raises if one died."""
+    values, buffers = dict(launch.values), []
+    returned = [next(name for name, value in values.items() if value is output) for output in launch.outputs]
+    for name, value in launch.values.items():
+        if name in (*returned, "grad_gates"):
+            values[name], buffer = guarded(
+                torch.full_like(value, math.nan if value.is_floating_point() else -1), 12345.0
+            )
+            buffers.append((buffer, value.numel()))
+
+    def unharmed() -> None:
+        for buffer, size in buffers:
+            room = (buffer.numel() - size) // 2
+            assert bool((buffer[:room] == 12345.0).all()), "written before an output"
+            assert bool((buffer[room + size :] == 12345.0).all()), "written past an output"
+
+    return values, [values[name] for name in returned], unharmed
 
 
 @contextlib.contextmanager

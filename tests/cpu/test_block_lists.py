@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import SPEC_KERNELS, SPECS, qkv
+from cases import SPEC_KERNELS, SPECS, canaries, guarded, qkv
 from torch import Tensor
 
 from nsa_codegen import dispatch, functional
@@ -111,15 +111,6 @@ def test_a_64_bit_index_is_not_cut_to_32_bits(bad: int) -> None:
         functional.selected_attention(q, k, v, lists, block_size=spec.block_size, impl="compiled")
 
 
-def guarded(x: Tensor, fill: float) -> tuple[Tensor, Tensor]:
-    """Return a copy of x in the middle of a larger buffer that holds `fill` on both sides, and the buffer."""
-    room = 1 << 14
-    buffer = torch.full((x.numel() + 2 * room,), fill, dtype=x.dtype)
-    inside = buffer[room : room + x.numel()].view(x.shape)
-    inside.copy_(x)
-    return inside, buffer
-
-
 def run_guarded(desc: KernelDesc, **arguments: Any) -> list[Tensor]:
     """Run a kernel on outputs surrounded by canaries, and inputs surrounded by NaN; raise if a canary changed."""
     found, op = dispatch.kernel(desc), OPS[desc.op]
@@ -130,19 +121,10 @@ def run_guarded(desc: KernelDesc, **arguments: Any) -> list[Tensor]:
         for name, x in arguments.items()
     }
     launch = prepare(desc, found.schedule, 1, **arguments)
-    values, buffers, outputs = dict(launch.values), [], []
-    for name, value in launch.values.items():
-        returned = any(value is o for o in launch.outputs)
-        if returned or name == "grad_gates":
-            values[name], buffer = guarded(torch.full_like(value, math.nan), 12345.0)
-            outputs += [values[name]] if returned else []
-            buffers.append((buffer, value.numel()))
+    values, outputs, unharmed = canaries(launch)
     addresses = [v.data_ptr() if isinstance(v, Tensor) else v for v in (values[name] for name in found.names)]
     found.artifact.launch(launch.tasks, *addresses, threads=1)
-    for buffer, size in buffers:
-        room = (buffer.numel() - size) // 2
-        assert bool((buffer[:room] == 12345.0).all()), "written before an output"
-        assert bool((buffer[room + size :] == 12345.0).all()), "written past an output"
+    unharmed()
     return outputs
 
 
@@ -164,7 +146,7 @@ def test_wild_indices_touch_nothing(name: str) -> None:
     found = {}
     for label, given in (("wild", lists), ("clean", clean)):
         results = []
-        for source in ("packed", "plain"):
+        for source in ("plain", dispatch.packed_source(str(dtype)[6:])):
             desc = KernelDesc.of("gather_attention", str(dtype)[6:], reach="causal", source=source, **dims)
             packed = tuple(run_guarded(d, x=x)[0] for d, x in zip(pack_descs(desc), (k, v), strict=True))
             results += run_guarded(desc, **shared, block_indices=given, packed=packed)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import assert_accurate, drawn, make_inputs, nan_filled, widened
+from cases import assert_accurate, canaries, draw, drawn, gradients, make_inputs, nan_filled, term_of, widened
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -22,6 +22,7 @@ from nsa_codegen.build import Artifact
 from nsa_codegen.compiler import compile_assembly
 from nsa_codegen.desc import KernelDesc
 from nsa_codegen.index_sets import causal, complete, window
+from nsa_codegen.needed import backward_descs, backward_pack_descs
 from nsa_codegen.ops import OPS, Sizes
 from nsa_codegen.schedule import CpuSchedule
 from nsa_codegen.store import KernelStore
@@ -43,7 +44,7 @@ extern "C" void packed(uint32_t *dst, const uint16_t *src, int64_t stride, int r
   nsa::pack_pairs<1>(dst, 32, src, stride, 0, rows, {WIDTH}, padded, flip);
 }}
 extern "C" void paired(uint32_t *dst, const uint16_t *src, int64_t stride, int rows, int padded) {{
-  nsa::pair_rows(dst, 48, src, stride, rows, padded, {WIDTH});
+  nsa::pair_rows<1>(dst, 48, src, stride, 0, rows, padded, {WIDTH}, 0);
 }}
 extern "C" void transposed(uint16_t *dst, const uint16_t *src, int64_t stride, int rows, int padded) {{
   nsa::transpose_rows<{WIDTH}>(dst, padded, src, stride, rows, padded);
@@ -176,6 +177,27 @@ def samples() -> list[KernelDesc]:
     return found
 
 
+def launched(target: CpuTarget, desc: KernelDesc, kernels: Path, **values: Any) -> list[Tensor]:
+    """Return the outputs of a kernel, computed by one thread and by two: the same bits, and nothing beside them."""
+    op, schedule = OPS[desc.op], CpuSchedule(query_lanes=32, key_tile=32, register_rows=4, register_vectors=2)
+    artifact = Artifact.load(desc, schedule, target, store=KernelStore(kernels))
+    prepare, outputs = op.prepare if desc.direction == "fwd" else op.prepare_backward, []
+    for threads in (1, 2):
+        with nan_filled():
+            launch = prepare(desc, schedule, threads, **values)
+        named, found, unharmed = canaries(launch)
+        flat = [
+            x.data_ptr() if isinstance(x, Tensor) else x
+            for x in (named[a.name] for a in artifact.entry.manifest.arguments)
+        ]
+        artifact.launch(launch.tasks, *flat, threads=threads)
+        unharmed()
+        outputs.append(found)
+    for one, other in zip(*outputs, strict=True):
+        assert torch.equal(one.nan_to_num(), other.nan_to_num()), "the number of threads changes no bit"
+    return outputs[0]
+
+
 @units
 @pytest.mark.parametrize("desc", samples(), ids=lambda d: f"{d.op}-{d.readable}-{d.visible}")
 @given(tokens=st.integers(1, 90), late=st.integers(0, 40), scale=st.sampled_from([0.1, -0.3, 0.0]))
@@ -189,21 +211,43 @@ def test_kernels_over_pairs_agree_with_float64(
         **make_inputs(desc, Sizes(batch=2, tokens=tokens, keys=keys, kv_heads=2, q_start=late), tokens),
         "scale": scale,
     }
-    schedule = CpuSchedule(query_lanes=32, key_tile=32, register_rows=4, register_vectors=2)
-    artifact = Artifact.load(desc, schedule, target, store=KernelStore(kernels))
-    outputs = []
-    for threads in (1, 2):
-        with nan_filled():
-            launch = op.prepare(desc, schedule, threads, **values)
-        given_values = [launch.values[a.name] for a in artifact.entry.manifest.arguments]
-        flat = [x.data_ptr() if isinstance(x, Tensor) else x for x in given_values]
-        artifact.launch(launch.tasks, *flat, threads=threads)
-        outputs.append(launch.outputs)
-    for one, other in zip(*outputs, strict=True):
-        assert torch.equal(one, other), "the number of threads changes no bit"
+    outputs = launched(target, desc, kernels, **values)
     eager, exact = op.reference(desc, **values), op.reference(desc, **widened(values))
-    for name, *triple in zip(op.outputs, outputs[0], eager, exact, strict=True):
+    for name, *triple in zip(op.outputs, outputs, eager, exact, strict=True):
         if name != "indices":
             assert_accurate(*triple, f"{desc} {tokens} {late}: {name}", term=float(name == "lse"))
         else:  # blocks whose scores differ by less than rounding may change places, hence a few only
             assert (triple[0] != triple[2]).sum() <= 0.02 * triple[0].numel() + 2
+
+
+@units
+@pytest.mark.parametrize(
+    "desc", [d for d in samples() if backward_descs(d) and ("source", "plain") not in d.dims], ids=lambda d: d.readable
+)
+@given(tokens=st.integers(1, 90), late=st.integers(0, 40), scale=st.sampled_from([0.1, -0.3, 0.0]))
+@drawn(5)
+def test_backwards_over_pairs_agree_with_float64(
+    target: CpuTarget, desc: KernelDesc, tokens: int, late: int, scale: float, kernels: Path
+) -> None:
+    op, (by_runs, by_sums) = OPS[desc.op], backward_descs(desc)
+    sizes = Sizes(batch=2, tokens=tokens, keys=tokens + late, kv_heads=2, q_start=late)
+    values = {**make_inputs(desc, sizes, tokens), "scale": scale}
+    found = []
+    for given_values in (values, widened(values)):
+        leaves = {name: given_values[name].clone().requires_grad_() for name in "qkv"}
+        outputs = op.reference(desc, **{**given_values, **leaves})
+        found.append(gradients(outputs, leaves.values(), 7, (torch.bfloat16, torch.float32)))
+    lse = op.reference(desc, **widened(values))[1].float().contiguous()
+    out_shape = (*values["q"].shape[:3], values["v"].shape[3])
+    douts = {"dout": draw(*out_shape, seed=7, dtype=torch.bfloat16), "dlse": draw(*lse.shape, seed=8)}
+    shared = {name: values[name] for name in ("q", "k", "v", "q_start")}
+    by_lists: dict[str, Any] = {}
+    if desc.op == "gather_attention":
+        packs = backward_pack_descs(desc).items()
+        by_lists = {name: OPS["pack_blocks"].reference(d, x=values[name[0]])[0] for name, d in packs}
+        by_lists["block_indices"] = values["block_indices"]
+    grad_q, parts_k, parts_v = launched(target, by_runs, kernels, **shared, scale=scale, lse=lse, **douts, **by_lists)
+    grads = launched(target, by_sums, kernels, **shared, parts_k=parts_k, parts_v=parts_v, scale=scale)
+    largest = max(float(x.abs().max()) for x in found[1])
+    for name, *triple in zip("qkv", (grad_q, *grads), *found, strict=True):
+        assert_accurate(*triple, f"{desc} {tokens} {late}: d{name}", term=term_of(triple[-1], largest))

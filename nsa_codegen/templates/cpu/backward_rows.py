@@ -4,7 +4,7 @@ from typing import Any
 
 import tilelang.language as T
 
-from .common import NEG_INF, call, scalar
+from .common import NEG_INF, scalar
 
 LOG_SUM, TOTAL, DELTA, GATE, ADDED = range(5)  # log2 of the sum of weights, their sum, sum of p * dp, gate, dlse
 OF_ROW = 5
@@ -36,8 +36,8 @@ def load_row(state, row, lse, dlse, gates, gate_step, column, b, t, h, g):
 
 
 @T.macro
-def finish_row(state, row, grad_gates, do_up, column, b, t, h, g):
-    """Write the gate's gradient, and leave of dout what goes to the values.
+def finish_row(state, row, grad_gates, column, b, t, h, g):
+    """Write the gate's gradient, and leave what the gradients of scores and values count for.
 
     lse was rounded, so that weights do not add up to 1: all that they count for is divided by their sum.
     """
@@ -46,4 +46,3 @@ def finish_row(state, row, grad_gates, do_up, column, b, t, h, g):
     state[GATE, row] = state[GATE, row] * state[TOTAL, row]
     state[ADDED, row] = state[ADDED, row] * state[TOTAL, row]
     grad_gates[b, t, h, g, column] = state[DELTA, row]
-    call("scale_row", T.address_of(do_up[row, 0]), state[GATE, row], do_up.shape[1])

@@ -19,7 +19,7 @@ ELEMENT = {"float32": "nsa::f32", "bfloat16": "nsa::bf16", "float16": "nsa::f16"
 FEW_LANES = 16  # a tile of so few reads more of its keys than of its queries
 # The primitives, each of which may call those before it.
 TILE = ("vectors", "elements", "product", "softmax", "lanes", "few", "blocks")
-PAIRS = "pairs"  # those of products over pairs
+PAIRS = ("pairs", "pair_softmax")  # those of products over pairs
 
 
 def prelude(max_selected: int = 1, *, paired: bool = False) -> str:
@@ -27,7 +27,7 @@ def prelude(max_selected: int = 1, *, paired: bool = False) -> str:
 
     A `paired` one has its products made over pairs.
     """
-    names = (*TILE, PAIRS) if paired else TILE
+    names = (*TILE, *PAIRS) if paired else TILE
     texts = (Path(__file__).with_name("tile").joinpath(f"{name}.h").read_text() for name in names)
     return f"#define NSA_MAX_SELECTED {max_selected}\n" + "\n".join(texts)
 

@@ -32,6 +32,7 @@ from .common import (
     up_row,
 )
 from .few_rows import FEW_ROWS, rows_ahead
+from .gathered_pairs import score_members, sum_members
 from .lane_step import close_tiles, flip_of, open_tiles
 from .packing import HELD, pack_block
 
@@ -53,8 +54,7 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
     )
     k_shape = (batch, kv_heads, blocks, *keys_block) if packed else (batch, keys, kv_heads, dk)
     v_shape = (batch, kv_heads, blocks, *values_block) if packed else (batch, keys, kv_heads, dv)
-    # A query takes `query_row` numbers of 4 bytes. Heads that fill whole tiles go query by query, others side by side.
-    query_row, whole, behind = in_pairs(dk) // 2 if paired else dk, heads % PAIR_ROWS == 0, PAIR_ROWS if paired else 0
+    query_row, behind = in_pairs(dk) // 2 if paired else dk, PAIR_ROWS if paired else 0  # a query in numbers of 4 bytes
 
     @T.macro
     def load_queries(q, q_up, taken, b, t0, h, chunk, scale):
@@ -109,32 +109,9 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
         """Pack one block."""
         return pack_block(layouts[which], dtype, to.data, x, block, length_of(j), b, j * block, h)
 
-    @T.macro
-    def score_pairs(kept, worker, q_up, rows, members, first, many, k, k_t, b, h, j):
-        """Scores of a block in pairs, of the rows of each member."""
-        for x in T.serial(many if whole else 1):
-            call(
-                "pair_product<false>",
-                *(T.address_of(kept[worker, first + x, 0, 0]), width),
-                T.address_of(q_up[members[first + x] * heads, 0])
-                if whole
-                else members_at("member_rows", rows, q_up, heads, members, first, many),
-                *(T.int64(2 * query_row), keys_of(k, k_t, b, h, j), width),
-                *(heads if whole else many * heads, width, 2 * query_row),
-            )
-
-    @T.macro
-    def weigh_pairs(kept, worker, o, rows, members, first, many, v, v_up, b, h, j, seen):
-        """Values of a block in pairs, added up for the rows of each member by the weights that are in `kept`."""
-        for x in T.serial(many if whole else 1):
-            call(
-                "pair_product<true>" if whole else "pair_product<false>",
-                *(T.address_of(o[members[first + x] * heads, 0]) if whole else rows.data, columns),
-                *(T.address_of(kept[worker, first + x, 0, 0]), T.int64(2 * width)),
-                *(values_of(v, v_up, b, h, j), columns, heads if whole else many * heads, columns, in_pairs(seen)),
-            )
-        if not whole:
-            call("add_members", o.data, rows.data, T.address_of(members[first]), many, heads * columns)
+    def kept_of(kept, worker, first):
+        """Where the scores and weights of a member are, by its number from `first` on."""
+        return lambda x: T.address_of(kept[worker, first + x, 0, 0])
 
     @T.macro
     def store_outputs(out, lse, o, top, total, taken, b, t0, h, chunk):
@@ -218,7 +195,10 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                             if not packed:
                                 stage_block(0, k, k_t, b, h, j)
                             if paired:
-                                score_pairs(kept, worker, q_up, rows, members, first, many, k, k_t, b, h, j)
+                                score_members(
+                                    *(heads, kept_of(kept, worker, first), q_up, rows, members, first, many),
+                                    *(lambda: keys_of(k, k_t, b, h, j), width),
+                                )
                             else:
                                 call(
                                     product(width, schedule, "ZERO"),
@@ -262,7 +242,10 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                             if not packed:
                                 stage_block(1, v, v_up, b, h, j)
                             if paired:
-                                weigh_pairs(kept, worker, o, rows, members, first, many, v, v_up, b, h, j, seen)
+                                sum_members(
+                                    *(heads, o, rows, kept_of(kept, worker, first), 2 * width),
+                                    *(members, first, many, lambda: values_of(v, v_up, b, h, j), seen),
+                                )
                             else:
                                 call(
                                     product(columns, schedule, "SUM"),

@@ -43,50 +43,56 @@ class LaneStep:
         dk, dv, paired = desc.size("dk"), desc.size("dv"), target.takes_pairs(desc.dtype)
         return cls(dtype=desc.dtype, schedule=schedule, lanes=lanes, keys=keys, dk=dk, dv=dv, paired=paired)
 
-    @property
-    def queries(self) -> Local:
-        """Queries in the lanes."""
-        return ((in_pairs(self.dk) // 2, self.lanes), "uint32") if self.paired else ((self.dk, self.lanes), "float32")
+    def laid(self, dim: int) -> Local:
+        """Rows of `dim` numbers, of queries or of gradients, in the lanes."""
+        return ((in_pairs(dim) // 2, self.lanes), "uint32") if self.paired else ((dim, self.lanes), "float32")
 
     @property
     def pairs(self) -> Local:
         """Weights in pairs, if there are any."""
         return (in_pairs(self.keys) // 2 if self.paired else 1, self.lanes), "uint32"
 
-    @property
-    def outputs(self) -> Local:
-        """Outputs, transposed."""
-        return (padded(self.dv) if self.paired else self.dv, self.lanes), "float32"
+    def summed(self, dim: int) -> Local:
+        """Sums over keys, transposed: outputs, or gradients of queries."""
+        return (padded(dim) if self.paired else dim, self.lanes), "float32"
 
-    @property
-    def staged_keys(self) -> Local:
-        """Keys that are not read where they lie."""
+    def staged(self, dim: int) -> Local:
+        """Keys or values as scores take them, where they are not read as they lie."""
         if self.paired:
-            return (padded(self.keys), in_pairs(self.dk)), "uint16"
-        return (self.keys if self.dtype != "float32" else 1, self.dk), "float32"
+            return (padded(self.keys), in_pairs(dim)), "uint16"
+        return (self.keys if self.dtype != "float32" else 1, dim), "float32"
 
-    @property
-    def staged_values(self) -> Local:
-        """Values that are not read where they lie."""
-        if self.paired:
-            return (padded(self.dv), in_pairs(self.keys)), "uint16"
-        return (self.keys if self.dtype != "float32" else 1, self.dv), "float32"
+    def transposed(self, dim: int) -> Local:
+        """Values or keys as sums over them take them, where they are not read as they lie."""
+        return ((padded(dim), in_pairs(self.keys)), "uint16") if self.paired else self.staged(dim)
 
-    def lay(self, dst: Any, q: Any, heads: int, rows: Any, scale: Any, *index: Any) -> Any:
-        """Return the call that lays `rows` rows of queries in the lanes of `dst` (`common.pack_lanes`)."""
+    def units(self, scale: Any) -> Any:
+        """Return how many log2 units one of the scores is."""
+        return scalar("pair_units", scale) if self.paired else T.float32(1)
+
+    def lay(self, dst: Any, x: Any, heads: int, rows: Any, scale: Any, *index: Any) -> Any:
+        """Return the call that lays `rows` rows of `x` in the lanes of `dst` (`common.pack_lanes`).
+
+        They are queries of a `scale`, or without one numbers as they are.
+        """
         if not self.paired:
-            return pack_lanes(self.dtype, dst, q, heads, rows, scalar("log2_units", scale), *index)
-        source, padded_dk = T.address_of(q[(*index, 0)]), in_pairs(self.dk)
-        where = (source, position_stride(q), self.dk, rows, self.dk, padded_dk)
-        return call(f"pack_pairs<{heads}>", dst.data, self.lanes, *where, flip_of(scale))
+            factor = T.float32(1) if scale is None else scalar("log2_units", scale)
+            return pack_lanes(self.dtype, dst, x, heads, rows, factor, *index)
+        dim, source = int(x.shape[-1]), (T.address_of(x[(*index, 0)]), position_stride(x))
+        flip = T.uint32(0) if scale is None else flip_of(scale)
+        return call(f"pack_pairs<{heads}>", dst.data, self.lanes, *source, dim, rows, dim, in_pairs(dim), flip)
 
-    def score(self, s: Any, k: Any, staged: Any, q: Any, rows: Any, ahead: Any, *index: Any) -> Any:
-        """Return the call that makes scores `s` [keys, lanes] of `rows` keys from `index` on; it asks for `ahead`."""
+    def score(self, s: Any, x: Any, staged: Any, laid: Any, rows: Any, ahead: Any, *index: Any) -> Any:
+        """Return the call that makes products of `rows` keys or values from `index` on with the rows that are `laid`.
+
+        They go to the address `s`, [rows, lanes]; the call asks memory for `ahead`.
+        """
+        dim = int(x.shape[-1])
         if self.paired:
-            keys = (staged.data, T.address_of(k[(*index, 0)]), position_stride(k))
-            return call(f"score_lanes<{self.lanes}, {self.dk}>", s.data, *keys, q.data, rows, ahead)
-        sides = (s.data, self.lanes, *rows_at(self.dtype, k, staged, *index), q.data)
-        return call(product(self.lanes, self.schedule, "ZERO"), *sides, rows, self.dk, s.data, ahead)
+            keys = (staged.data, T.address_of(x[(*index, 0)]), position_stride(x))
+            return call(f"score_lanes<{self.lanes}, {dim}>", s, *keys, laid.data, rows, ahead)
+        sides = (s, self.lanes, *rows_at(self.dtype, x, staged, *index), laid.data)
+        return call(product(self.lanes, self.schedule, "ZERO"), *sides, rows, dim, laid.data, ahead)
 
     def weigh(
         self, s: Any, pairs: Any, rows: Any, scale: Any, top: Any, total: Any, alpha: Any, *, kept: bool = False
@@ -94,7 +100,7 @@ class LaneStep:
         """Return the call that makes weights of scores, those of `pairs` in `s` as well only if they are `kept`."""
         if self.paired:
             name = f"softmax_step_pairs<{self.lanes}, {'true' if kept else 'false'}>"
-            made = (s.data, pairs.data, rows, in_pairs(rows), scalar("pair_units", scale))
+            made = (s.data, pairs.data, rows, in_pairs(rows), self.units(scale))
             return call(name, *made, top.data, total.data, alpha.data)
         return call(f"softmax_step<{self.lanes}>", s.data, rows, top.data, total.data, alpha.data)
 
@@ -109,14 +115,17 @@ class LaneStep:
         return call(product(self.lanes, self.schedule, "RESCALE"), *sides, self.dv, rows, alpha.data, ahead)
 
 
+def transpose(x: Any, to: Any, rows: Any, *index: Any) -> Any:
+    """Return the call that transposes `rows` positions of `x`, from `index` on, as products over pairs sum them."""
+    source = (T.address_of(x[(*index, 0)]), position_stride(x))
+    return call(f"transpose_rows<{int(x.shape[-1])}>", to.data, to.shape[1], *source, rows, in_pairs(rows))
+
+
 @T.macro
 def stage_step(step, k, k_up, v, v_up, rows, b, j0, h):
     """Bring values, and keys that are converted, into the form that the products of `step` read."""
     if step.paired:
-        call(
-            f"transpose_rows<{step.dv}>",
-            *(v_up.data, v_up.shape[1], T.address_of(v[b, j0, h, 0]), position_stride(v), rows, in_pairs(rows)),
-        )
+        transpose(v, v_up, rows, b, j0, h)
     elif step.dtype != "float32":
         stage_rows(step.dtype, k, k_up, rows, b, j0, h)
         stage_rows(step.dtype, v, v_up, rows, b, j0, h)

@@ -19,5 +19,5 @@ def pack_block(layout: str, dtype: str, to: Any, x: Any, block: int, rows: Any, 
     if layout == "column_pairs":
         return call("pack_pairs<1>", to, padded(block), *source, dim, rows, dim, in_pairs(dim), T.uint32(0))
     if layout == "row_pairs":
-        return call("pair_rows", to, padded(dim), *source, rows, in_pairs(block), dim)
+        return call("pair_rows<1>", to, padded(dim), *source, dim, rows, in_pairs(block), dim, T.uint32(0))
     return call(f"up_rows<{ELEMENT[dtype]}>", to, padded(dim), *source, rows, block, dim)

@@ -63,10 +63,10 @@ def get_scored_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
         worker: T.int32,
     ):
         with T.Kernel(1, prelude=prelude(n, paired=step.paired)) as _:
-            q_t = T.alloc_local(*step.queries)
+            q_t = T.alloc_local(*step.laid(dk))
             s = T.alloc_local((wide, lanes), "float32")
             p = T.alloc_local(*step.pairs)
-            o_t = T.alloc_local(*step.outputs)
+            o_t = T.alloc_local(*step.summed(dv))
             q_r = T.alloc_local((FEW_ROWS if by_query else 1, dk), "float32")
             s_r = T.alloc_local((FEW_ROWS if by_query else 1, wide), "float32")
             o = T.alloc_local((FEW_ROWS if by_query else 1, dv), "float32")
@@ -75,8 +75,8 @@ def get_scored_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
             alpha = T.alloc_local((lanes,), "float32")
             lo = T.alloc_local((1, lanes), "int32")
             hi = T.alloc_local((1, lanes), "int32")
-            k_up = T.alloc_local(*step.staged_keys)
-            v_up = T.alloc_local(*step.staged_values)
+            k_up = T.alloc_local(*step.staged(dk))
+            v_up = T.alloc_local(*step.transposed(dv))
             b, h, t0 = (T.alloc_var("int32") for _ in range(3))
             end, j0, rows, filled = (T.alloc_var("int32") for _ in range(4))
             open_tiles(step.paired)
@@ -102,7 +102,7 @@ def get_scored_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                         stage_step(step, k, k_up, v, v_up, rows, b, j0, h)
                         if in_lanes(by_query, lanes, filled):
                             step.score(
-                                *(s, k, k_up, q_t, rows),
+                                *(s.data, k, k_up, q_t, rows),
                                 keys_ahead(dtype, k, T.min(width, end - j0 - rows), b, j0 + rows, h)
                                 if few
                                 else lines_of(

@@ -58,17 +58,17 @@ def get_stream_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
         task_hi: T.int32,
     ):
         with T.Kernel(1, prelude=prelude(paired=step.paired)) as _:
-            q_t = T.alloc_local(*step.queries)
+            q_t = T.alloc_local(*step.laid(dk))
             s = T.alloc_local((padded(width), lanes), "float32")
             p = T.alloc_local(*step.pairs)
-            o_t = T.alloc_local(*step.outputs)
+            o_t = T.alloc_local(*step.summed(dv))
             top = T.alloc_local((lanes,), "float32")
             total = T.alloc_local((lanes,), "float32")
             alpha = T.alloc_local((lanes,), "float32")
             lo = T.alloc_local((len(ranges), lanes), "int32")
             hi = T.alloc_local((len(ranges), lanes), "int32")
-            k_up = T.alloc_local(*step.staged_keys)
-            v_up = T.alloc_local(*step.staged_values)
+            k_up = T.alloc_local(*step.staged(dk))
+            v_up = T.alloc_local(*step.transposed(dv))
             b, h, t0, chunk = (T.alloc_var("int32") for _ in range(4))
             begin, end, j0, rows, filled, from_tile, to_tile = (T.alloc_var("int32") for _ in range(7))
             from_tile = task_lo * together
@@ -101,7 +101,7 @@ def get_stream_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                         rows = T.min(width, end - j0)
                         stage_step(step, k, k_up, v, v_up, rows, b, j0, h)
                         step.score(
-                            *(s, k, k_up, q_t, rows),
+                            *(s.data, k, k_up, q_t, rows),
                             keys_ahead(dtype, k, T.min(width, end - j0 - rows), b, j0 + rows, h)
                             if few
                             else lines_of(dtype, q, heads, filled, (i, steps), b, t0, h, chunk * heads, ahead=True),

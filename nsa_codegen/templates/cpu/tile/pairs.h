@@ -7,21 +7,34 @@ constexpr int TILE = 16, DEEP = 32; // rows and columns of a tile of sums, and t
 // `pair_product`: C[rows][columns] = A[rows][depth] * B[depth][columns], or with ADD what C holds and that. Rows of A are a_row
 // apart, those of pairs of B ldb; `columns` are a multiple of TILE. It takes ROW_UNIT rows and DEPTH_UNIT numbers at a time:
 // C and A have room for `rows` rounded up to that, and `depth` is a multiple.
+// `add_across`: the same added to C, of an A that lies in pairs as B does, A[k / 2][row][k % 2], lda apart; `spare` and A's
+// lines have room for `rows` rounded up to TILE.
 #if defined(__AVX512BF16__) && !defined(__AMX_BF16__) && NSA_VECTOR_BYTES == 64
 constexpr int ROW_UNIT = 1, DEPTH_UNIT = 2;
 constexpr int64_t CLOSE_ROWS = INT64_MAX;
 
 // Register tiles of 8 rows by 2 vectors: others from 4 by 4 to 14 by 2 took the same time on a Zen 4.
+template <bool ADD, typename Fetch>
+NSA_INLINE void pair_columns(float *C, int ldc, const Pairs::held *A, int64_t a_row, int64_t a_pair, const Pairs::held *B,
+                             int ldb, int rows, int columns, int pairs, Fetch &fetch) {
+  constexpr int R = 8, V = 2, START = ADD ? nsa::ADD : ZERO;
+  int c = 0;
+  for (; c + V * W <= columns; c += V * W)
+    product_rows<Pairs, R, V, START>(C + c, ldc, A, a_row, a_pair, B + c, ldb, rows, pairs, C, fetch);
+  for (; c < columns; c += W)
+    product_rows<Pairs, R, 1, START>(C + c, ldc, A, a_row, a_pair, B + c, ldb, rows, pairs, C, fetch);
+}
+
 template <bool ADD, typename Fetch = NoLines>
 NSA_INLINE void pair_product(float *C, int ldc, const void *A, int64_t a_row, const uint32_t *B, int ldb, int rows,
                              int columns, int depth, Fetch fetch = {}) {
-  constexpr int R = 8, V = 2, START = ADD ? nsa::ADD : ZERO;
-  const Pairs::held *a = (const Pairs::held *)A, *b = B;
-  int c = 0;
-  for (; c + V * W <= columns; c += V * W)
-    product_rows<Pairs, R, V, START>(C + c, ldc, a, a_row / 2, 1, b + c, ldb, rows, depth / 2, C, fetch);
-  for (; c < columns; c += W)
-    product_rows<Pairs, R, 1, START>(C + c, ldc, a, a_row / 2, 1, b + c, ldb, rows, depth / 2, C, fetch);
+  pair_columns<ADD>(C, ldc, (const Pairs::held *)A, a_row / 2, 1, B, ldb, rows, columns, depth / 2, fetch);
+}
+
+template <typename Fetch = NoLines>
+NSA_INLINE void add_across(float *C, int ldc, const uint32_t *A, int lda, uint32_t *, const uint32_t *B, int ldb, int rows,
+                           int columns, int depth, Fetch fetch = {}) {
+  pair_columns<true>(C, ldc, A, 1, lda, B, ldb, rows, columns, depth / 2, fetch);
 }
 #else
 constexpr int ROW_UNIT = TILE, DEPTH_UNIT = DEEP;
@@ -140,19 +153,25 @@ NSA_INLINE void pair_product(float *C, int ldc, const void *A, int64_t a_row, co
   if (r < rows)
     pair_columns<1, ADD>(C + r * ldc, ldc, a + r * a_row, a_row, B, ldb, columns, depth, fetch);
 }
+
+template <typename Fetch = NoLines>
+NSA_INLINE void add_across(float *C, int ldc, const uint32_t *A, int lda, uint32_t *spare, const uint32_t *B, int ldb,
+                           int rows, int columns, int depth, Fetch fetch = {}) {
+  for (int r = 0; r < (rows + TILE - 1) / TILE * TILE; r += W)
+    for (int k = 0; k < depth / 2; k += W) {
+      vf x[W];
+      NSA_UNROLL for (int i = 0; i < W; i++) x[i] = load((const float *)A + (k + i) * lda + r);
+      transpose(x);
+      NSA_UNROLL for (int i = 0; i < W; i++) store((float *)spare + (r + i) * (depth / 2) + k, x[i]);
+    }
+  pair_product<true>(C, ldc, spare, depth, B, ldb, rows, columns, depth, fetch);
+}
 #endif
 
 #ifndef __AMX_BF16__
 NSA_INLINE void open_tiles() {}
 NSA_INLINE void close_tiles() {}
 #endif
-
-// Scores are units * (q . k) in log2 units, units > 0: what is left of the sign of `scale` goes into the queries.
-NSA_INLINE float pair_units(float scale) {
-  float units = log2_units(scale < 0 ? -scale : scale);
-  return units < 1.2e-38f ? 1.2e-38f : units; // so that -inf times it is -inf
-}
-NSA_INLINE uint32_t pair_flip(float scale) { return scale < 0 ? 0x80008000u : 0; }
 
 NSA_INLINE uint32_t pair_of(const uint16_t *row, int c, int width) {
   return row[c] | (c + 1 < width ? (uint32_t)row[c + 1] << 16 : 0);
@@ -220,16 +239,20 @@ NSA_INLINE void pack_pairs(uint32_t *dst, int lanes, const uint16_t *src, int64_
       dst[p * lanes + i] = 0;
 }
 
-// Pairs of rows: dst[r / 2][c] for r < rows and c < width; zeros up to `padded` rows and `ld` columns.
-NSA_INLINE void pair_rows(uint32_t *dst, int ld, const uint16_t *src, int64_t stride, int rows, int padded, int width) {
+// Pairs of rows of queries and heads (`row_at`): dst[r / 2][c] for r < rows and c < width, bits of `flip` exchanged; zeros up
+// to `padded` rows and `ld` columns.
+template <int HEADS>
+NSA_INLINE void pair_rows(uint32_t *dst, int ld, const void *src, int64_t query, int64_t head, int rows, int padded,
+                          int width, uint32_t flip) {
   for (int r = 0; r < rows; r += 2) {
-    const uint16_t *first = src + r * stride, *second = r + 1 < rows ? first + stride : first;
+    const uint16_t *first = (const uint16_t *)src + row_at<HEADS>(r, query, head);
+    const uint16_t *second = r + 1 < rows ? (const uint16_t *)src + row_at<HEADS>(r + 1, query, head) : first;
     uint32_t *to = dst + r / 2 * ld, kept = r + 1 < rows ? 0xffffffffu : 0xffffu;
     int c = 0;
     for (; c + W <= width; c += W)
-      store_pairs(to + c, pair_vectors(first + c, second + c) & kept);
+      store_pairs(to + c, (pair_vectors(first + c, second + c) ^ flip) & kept);
     for (; c < width; c++)
-      to[c] = (first[c] | (uint32_t)second[c] << 16) & kept;
+      to[c] = ((first[c] | (uint32_t)second[c] << 16) ^ flip) & kept;
     for (; c < ld; c++)
       to[c] = 0;
   }
@@ -258,127 +281,6 @@ NSA_INLINE void transpose_rows(uint16_t *dst, int ld, const uint16_t *src, int64
     for (; c % TILE; c++)
       memset(dst + c * ld + r, 0, sizeof(uint16_t) * 2 * W);
   }
-}
-
-#if defined(__AVX512BF16__) && NSA_VECTOR_BYTES == 64
-// Two vectors rounded to bfloat16, the first one's numbers before the second one's.
-NSA_INLINE vw rounded_both(vf first, vf second) {
-  vw both;
-  asm("vcvtne2ps2bf16 %1, %2, %0" : "=v"(both) : "v"(first), "v"(second));
-  return both;
-}
-#endif
-
-// The same, a number of each side by side: to nearest, ties to even; NaN stays NaN.
-NSA_INLINE vu rounded_pairs(vf first, vf second) {
-#if defined(__AVX512BF16__) && NSA_VECTOR_BYTES == 64
-  return (vu)interleaved(rounded_both(first, second));
-#else
-  return bf16::rounded(first) >> 16 | (bf16::rounded(second) & 0xffff0000u);
-#endif
-}
-
-// V vectors rounded to bfloat16, one behind the other.
-template <int V> NSA_INLINE void store_rounded(uint16_t *p, const vf *x) {
-#if defined(__AVX512BF16__) && NSA_VECTOR_BYTES == 64
-  if constexpr (V % 2 == 0) {
-    NSA_UNROLL for (int v = 0; v < V; v += 2) store_pairs((uint32_t *)(p + v * W), (vu)rounded_both(x[v], x[v + 1]));
-    return;
-  }
-#endif
-  NSA_UNROLL for (int v = 0; v < V; v++) bf16::store(p + v * W, x[v]);
-}
-
-// A maximum that scores pass by less than 2^LAG stays: what was summed so far need not be rescaled then.
-constexpr float LAG = 8.0f;
-
-// `softmax_step` over scores that lack `units`, but m may lag; the weights become pairs of keys P[j / 2][lane], of which those
-// from `rows` to `padded` are zeros. With KEPT they are in S as well.
-template <int LANES, bool KEPT, int V = at_a_time(LANES)>
-NSA_INLINE void softmax_step_pairs(float *S, uint32_t *P, int rows, int padded, float units, float *m, float *l,
-                                   float *alpha) {
-  for (int lane = 0; lane < LANES; lane += V * W) {
-    vf top[V], safe[V], sum[V];
-    NSA_UNROLL for (int v = 0; v < V; v++) top[v] = splat(-INFINITY);
-    for (int j = 0; j < rows; j++)
-      NSA_UNROLL for (int v = 0; v < V; v++) top[v] = max(load(S + j * LANES + lane + v * W), top[v]);
-    NSA_UNROLL for (int v = 0; v < V; v++) {
-      vf former = load(m + lane + v * W);
-      top[v] = select(top[v] * units > former + LAG, top[v] * units, former);
-      safe[v] = select(top[v] == -INFINITY, vf{}, top[v]);
-      sum[v] = vf{};
-    }
-    for (int j = 0; j < rows; j += 2)
-      NSA_UNROLL for (int v = 0; v < V; v++) {
-        float *s = S + j * LANES + lane + v * W;
-        vf first = exp2(load(s) * units - safe[v]), second = vf{};
-        if (j + 1 < rows)
-          second = exp2(load(s + LANES) * units - safe[v]);
-        if constexpr (KEPT) {
-          store(s, first);
-          if (j + 1 < rows)
-            store(s + LANES, second);
-        }
-        sum[v] += first;
-        sum[v] += second;
-        store_pairs(P + j / 2 * LANES + lane + v * W, rounded_pairs(first, second));
-      }
-    NSA_UNROLL for (int v = 0; v < V; v++) {
-      int i = lane + v * W;
-      vf factor = exp2(load(m + i) - safe[v]);
-      store(alpha + i, factor);
-      store(l + i, load(l + i) * factor + sum[v]);
-      store(m + i, top[v]);
-    }
-  }
-  int done = (rows + 1) / 2;
-  memset(P + done * LANES, 0, sizeof(uint32_t) * (padded / 2 - done) * LANES);
-}
-
-// O[rows][LANES] *= alpha per lane; nothing where that is 1, as it mostly is.
-template <int LANES> NSA_INLINE void rescale_lanes(float *O, int rows, const float *alpha) {
-  for (int lane = 0; lane < LANES; lane += W) {
-    vf factor = load(alpha + lane);
-    vi moved = factor != 1.0f;
-    if (total((vf)(moved & (vi)splat(1.0f))) == 0.0f)
-      continue;
-    for (int r = 0; r < rows; r++)
-      store(O + r * LANES + lane, load(O + r * LANES + lane) * factor);
-  }
-}
-
-// O[rows][LANES] = alpha * O + A[rows][depth] * P[depth][LANES], P in pairs, in tiles as those of `pair_product`.
-template <int LANES, typename Fetch = NoLines>
-NSA_INLINE void rescaled_product(float *O, const uint16_t *A, int64_t a_row, const uint32_t *P, int rows, int depth,
-                                 const float *alpha, Fetch fetch = {}) {
-  rescale_lanes<LANES>(O, rows, alpha);
-  pair_product<true>(O, LANES, A, a_row, P, LANES, rows, LANES, depth, fetch);
-}
-
-// `softmax_pieces` over scores that lack `units`; the weights are bfloat16 in the first halves of the pieces, and zeros up to
-// a multiple of DEEP.
-template <int N, int V = at_a_time(N)>
-NSA_INLINE void softmax_pieces_pairs(float *S, const int32_t *places, int count, int64_t stride, float units, float *m,
-                                     float *l) {
-  vf sums[V] = {};
-  vf top = splat(greatest_of_pieces<N, V>(S, places, count, stride) * units), safe = select(top == -INFINITY, vf{}, top);
-  for (int i = 0; i < count; i++) {
-    float *piece = S + places[i] * stride;
-    for (int x = 0; x < N; x += V * W) {
-      vf p[V];
-      NSA_UNROLL for (int v = 0; v < V; v++) {
-        p[v] = exp2(load(piece + x + v * W) * units - safe);
-        sums[v] += p[v];
-      }
-      store_rounded<V>((uint16_t *)piece + x, p);
-    }
-    if constexpr (N % DEEP != 0)
-      memset((uint16_t *)piece + N, 0, sizeof(uint16_t) * (DEEP - N % DEEP));
-  }
-  for (int v = 1; v < V; v++)
-    sums[0] += sums[v];
-  *m = top[0];
-  *l = total(sums[0]);
 }
 
 } // namespace nsa

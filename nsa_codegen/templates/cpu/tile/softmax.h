@@ -91,14 +91,15 @@ NSA_INLINE void softmax_pieces(float *S, const int32_t *places, int count, int64
 // lse in log2 units, such that 2^(score - it) is the weight; +inf, hence weight 0, for an empty row.
 NSA_INLINE float log2_of(float lse) { return lse == -INFINITY ? INFINITY : lse * 1.44269504088896341f; }
 
-// Backward of the softmax, a query in each lane: scores S in log2 units become weights p = 2^(S - lse), whose sum over
-// the keys is added to total; and p * dp to delta, dp being what an output's gradient makes that of its weights.
+// Backward of the softmax, a query in each lane: scores S, `units` of which are one of log2, become weights
+// p = 2^(units * S - lse), whose sum over the keys is added to total; and p * dp to delta, dp being what an output's gradient
+// makes that of its weights.
 template <int LANES>
-NSA_INLINE void weigh(float *S, const float *dp, int rows, const float *lse, float *total, float *delta) {
+NSA_INLINE void weigh(float *S, const float *dp, int rows, float units, const float *lse, float *total, float *delta) {
   for (int lane = 0; lane < LANES; lane += W) {
     vf log_sum = load(lse + lane), whole = vf{}, sum = vf{};
     for (int j = 0; j < rows; j++) {
-      vf p = exp2(load(S + j * LANES + lane) - log_sum);
+      vf p = exp2(load(S + j * LANES + lane) * units - log_sum);
       store(S + j * LANES + lane, p);
       whole += p;
       sum += p * load(dp + j * LANES + lane);
@@ -109,10 +110,10 @@ NSA_INLINE void weigh(float *S, const float *dp, int rows, const float *lse, flo
 }
 
 // The same for a row of n keys of one query.
-NSA_INLINE void weigh_row(float *S, const float *dp, int n, float lse, float *sum_p, float *delta) {
+NSA_INLINE void weigh_row(float *S, const float *dp, int n, float units, float lse, float *sum_p, float *delta) {
   vf whole = vf{}, sum = vf{};
   for (int i = 0; i < n; i += W) {
-    vf p = exp2(load(S + i) - splat(lse));
+    vf p = exp2(load(S + i) * units - splat(lse));
     store(S + i, p);
     whole += p;
     sum += p * load(dp + i);
