@@ -1,4 +1,4 @@
-"""What the machine is, and what it could do at most: multiply-adds in registers, and bytes copied in memory."""
+"""What the machine is, and what it could do at most: operations in registers, and bytes copied in memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ..store import SOURCE
 from ..target import native_target, processor_name
 
 ENVIRONMENT = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "NSA_CODEGEN_TARGET", "CXX")
-_FMA_SAMPLE_SECONDS = 0.05
+_SAMPLE_SECONDS = 0.05
 _COPY_BYTES = 256 << 20  # beyond any cache, read and written
 _SAMPLES = 7
 
@@ -31,18 +31,21 @@ _SAMPLES = 7
 class Limits:
     """The best of several samples each: float32 operations per second on one thread and on `threads`, bytes copied.
 
-    A copy's bytes count twice: read, and written.
+    `pairs_all` are operations per second on pairs of bfloat16 numbers on `threads`, 0 where no unit multiplies them. A
+    copy's bytes count twice: read, and written.
     """
 
     threads: int
     fma_one: float
     fma_all: float
     copy_bytes: float
+    pairs_all: float = 0.0
     samples: Mapping[str, list[float]]
 
-    def seconds(self, work: Work) -> float:
-        """Return the least time that `work` can take: its operations at the peak, or its bytes at copy speed."""
-        return max(work.operations / self.fma_all, work.bytes / self.copy_bytes)
+    def seconds(self, work: Work, dtype: str) -> float:
+        """Return the least time of `work` on tensors of `dtype`: its operations at the peak, or bytes at copy speed."""
+        peak = self.pairs_all if dtype == "bfloat16" and self.pairs_all else self.fma_all
+        return max(work.operations / peak, work.bytes / self.copy_bytes)
 
     def to_json(self) -> dict[str, Any]:
         """Return the limits as plain data."""
@@ -55,23 +58,24 @@ def measure_limits(threads: int, *, samples: int = _SAMPLES, copy_bytes: int = _
         folder = Path(name)
         shutil.copyfile(Path(__file__).parent / "peak.cpp", folder / SOURCE)
         library = ctypes.CDLL(str(folder / compile_shared(folder, target=native_target()).name))
-    peak = library.nsa_fma_peak
-    peak.argtypes, peak.restype = [ctypes.c_int32, ctypes.c_int64], ctypes.c_double
-    start = time.perf_counter()
-    peak(1, 1 << 20)
-    steps = max(1 << 20, int((1 << 20) * _FMA_SAMPLE_SECONDS / (time.perf_counter() - start)))
-    one, together = [], []
+    numbers, pairs = library.nsa_fma_peak, library.nsa_pair_peak
+    for peak in (numbers, pairs):
+        peak.argtypes, peak.restype = [ctypes.c_int32, ctypes.c_int64], ctypes.c_double
+    found: dict[str, list[float]] = {"fma_one": [], "fma_all": [], "pairs_all": []}
+    steps, steps_of_pairs = _steps_of_a_sample(numbers), _steps_of_a_sample(pairs)
     for _ in range(samples):
-        one.append(float(peak(1, steps)))
-        together.append(float(peak(threads, steps)))
-    copies = _copy_speeds(samples, copy_bytes)
-    return Limits(
-        threads=threads,
-        fma_one=max(one),
-        fma_all=max(together),
-        copy_bytes=max(copies),
-        samples={"fma_one": one, "fma_all": together, "copy_bytes": copies},
-    )
+        found["fma_one"].append(numbers(1, steps))
+        found["fma_all"].append(numbers(threads, steps))
+        found["pairs_all"].append(pairs(threads, steps_of_pairs))
+    found["copy_bytes"] = _copy_speeds(samples, copy_bytes)
+    return Limits(threads=threads, samples=found, **{name: max(values) for name, values in found.items()})
+
+
+def _steps_of_a_sample(peak: Callable[[int, int], float]) -> int:
+    least = 1 << 16
+    start = time.perf_counter()
+    peak(1, least)
+    return max(least, int(least * _SAMPLE_SECONDS / (time.perf_counter() - start))) if peak(1, 1) else 1
 
 
 def _copy_speeds(samples: int, size: int) -> list[float]:

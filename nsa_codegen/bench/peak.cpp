@@ -1,4 +1,4 @@
-// The most multiply-adds that the vector units do: independent chains, in registers, on every thread at once.
+// The most that the processor's units do: independent chains, in registers, on every thread at once.
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -13,6 +13,7 @@ typedef float vec __attribute__((vector_size(NSA_VECTOR_BYTES)));
 #define DECLARE(n) vec a##n = addend * float(n + 1);
 #define STEP(n) a##n = a##n * factor + addend;
 #define SUM(n) total += a##n;
+#define STEP_PAIRS(n) __asm__ volatile("vdpbf16ps %1, %2, %0" : "+v"(a##n) : "v"(factor), "v"(addend));
 
 // What passes through a register here can't be computed ahead, nor steps be merged.
 #if defined(__x86_64__)
@@ -23,24 +24,68 @@ typedef float vec __attribute__((vector_size(NSA_VECTOR_BYTES)));
 #define KEEP(n)
 #endif
 
-static float spin(int64_t steps) {
-  vec factor, addend;
-  for (unsigned i = 0; i < sizeof(vec) / sizeof(float); ++i) {
-    factor[i] = 0.999f;
-    addend[i] = 0.001f;
+// Multiply-adds of float32 vectors.
+struct Numbers {
+  static constexpr double OPERATIONS = 2.0 * (0 CHAINS(COUNT)) * (NSA_VECTOR_BYTES / 4.0); // of a step
+
+  static float spin(int64_t steps) {
+    vec factor, addend;
+    for (unsigned i = 0; i < sizeof(vec) / sizeof(float); ++i) {
+      factor[i] = 0.999f;
+      addend[i] = 0.001f;
+    }
+    CHAINS(DECLARE)
+    for (int64_t i = 0; i < steps; ++i) {
+      CHAINS(STEP)
+      CHAINS(KEEP)
+    }
+    vec total = addend;
+    CHAINS(SUM)
+    return total[0];
   }
-  CHAINS(DECLARE)
-  for (int64_t i = 0; i < steps; ++i) {
-    CHAINS(STEP)
-    CHAINS(KEEP)
+};
+
+// Products of pairs of bfloat16 numbers, summed in float32: by tiles of 16 x 32 and 32 x 16, or by vectors.
+struct Pairs {
+#if defined(__AMX_BF16__)
+  static constexpr double OPERATIONS = 4 * 2.0 * 16 * 16 * 32;
+
+  static float spin(int64_t steps) {
+    alignas(64) uint8_t shapes[64] = {1};
+    for (int i = 0; i < 8; i++) {
+      shapes[16 + 2 * i] = 64; // bytes of a row
+      shapes[48 + i] = 16;     // rows
+    }
+    asm volatile("ldtilecfg %0; tilezero %%tmm0; tilezero %%tmm1; tilezero %%tmm2; tilezero %%tmm3; tilezero %%tmm4;"
+                 "tilezero %%tmm5" : : "m"(shapes));
+    for (int64_t i = 0; i < steps; ++i)
+      asm volatile("tdpbf16ps %tmm5, %tmm4, %tmm0; tdpbf16ps %tmm5, %tmm4, %tmm1; tdpbf16ps %tmm5, %tmm4, %tmm2;"
+                   "tdpbf16ps %tmm5, %tmm4, %tmm3");
+    asm volatile("tilerelease");
+    return 0.0f;
   }
-  vec total = addend;
-  CHAINS(SUM)
-  return total[0];
-}
+#elif defined(__AVX512BF16__)
+  static constexpr double OPERATIONS = 2 * Numbers::OPERATIONS;
+
+  static float spin(int64_t steps) {
+    vec factor = {}, addend = {};
+    CHAINS(DECLARE)
+    for (int64_t i = 0; i < steps; ++i) {
+      CHAINS(STEP_PAIRS)
+    }
+    vec total = addend;
+    CHAINS(SUM)
+    return total[0];
+  }
+#else
+  static constexpr double OPERATIONS = 0.0;
+
+  static float spin(int64_t) { return 0.0f; }
+#endif
+};
 
 // Returns operations per second of `threads` threads that each do `steps` steps.
-extern "C" double nsa_fma_peak(int32_t threads, int64_t steps) {
+template <typename Unit> static double peak(int32_t threads, int64_t steps) {
   std::atomic<int> ready{0};
   std::atomic<float> kept{0.0f};
   std::vector<std::thread> others;
@@ -48,7 +93,7 @@ extern "C" double nsa_fma_peak(int32_t threads, int64_t steps) {
     ++ready;
     while (ready < threads) {
     }
-    kept = spin(steps);
+    kept = Unit::spin(steps);
   };
   for (int32_t i = 1; i < threads; ++i) others.emplace_back(work);
   while (ready < threads - 1) {
@@ -57,5 +102,10 @@ extern "C" double nsa_fma_peak(int32_t threads, int64_t steps) {
   work();
   for (auto &other : others) other.join();
   std::chrono::duration<double> lasted = std::chrono::steady_clock::now() - start;
-  return 2.0 * (0 CHAINS(COUNT)) * (NSA_VECTOR_BYTES / 4.0) * double(steps) * threads / lasted.count();
+  return Unit::OPERATIONS * double(steps) * threads / lasted.count();
 }
+
+extern "C" double nsa_fma_peak(int32_t threads, int64_t steps) { return peak<Numbers>(threads, steps); }
+
+// 0 where no unit multiplies pairs.
+extern "C" double nsa_pair_peak(int32_t threads, int64_t steps) { return peak<Pairs>(threads, steps); }

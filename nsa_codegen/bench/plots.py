@@ -118,7 +118,8 @@ def _with_quartiles(axes: Any, points: list[tuple[int, dict[str, Any]]], field: 
 def _draw_roofline(figure: Any, result: Result) -> None:
     """Draw each step at its longest length: operations per byte across, operations per second up."""
     axes, limits = figure.subplots(), result["limits"]
-    peak, copied = limits["fma_all"], limits["copy_bytes"]
+    paired = result["settings"]["dtype"] == "bfloat16" and limits.get("pairs_all")
+    peak, copied = limits["pairs_all" if paired else "fma_all"], limits["copy_bytes"]
     intensities = []
     for name, marker in (("steps forward", "o"), ("steps backward", "s")):
         for who, points in _lines(result, name).items():
@@ -133,7 +134,8 @@ def _draw_roofline(figure: Any, result: Result) -> None:
     axes.plot([low, ridge, high], [low * copied / 1e9, peak / 1e9, peak / 1e9], color="black", linewidth=1)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    roof = f"roof: {peak / 1e9:.0f} GFLOP/s of FMA, {copied / 1e9:.1f} GB/s of copying"
+    unit = "products of pairs" if paired else "FMA"
+    roof = f"roof: {peak / 1e9:.0f} GFLOP/s of {unit}, {copied / 1e9:.1f} GB/s of copying"
     axes.set(title=roof, xlabel="operations per byte", ylabel="GFLOP/s")
     axes.grid(visible=True, which="both", alpha=0.3)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))

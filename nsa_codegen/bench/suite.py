@@ -259,7 +259,8 @@ def derive(result: Result, limits: Sequence[Limits]) -> Result:
     for comparison in result["comparisons"]:
         for row in comparison["contenders"]:
             if "operations" in row:
-                least = best.seconds(Work(operations=row["operations"], bytes=row["bytes"]))
+                work = Work(operations=row["operations"], bytes=row["bytes"])
+                least = best.seconds(work, result["settings"]["dtype"])
                 row["of_limit"] = least / row["seconds"]["median"]
     result["exponents"] = exponents(result["comparisons"])
     return result
@@ -272,6 +273,7 @@ def best_limits(found: Sequence[Limits]) -> Limits:
         fma_one=max(x.fma_one for x in found),
         fma_all=max(x.fma_all for x in found),
         copy_bytes=max(x.copy_bytes for x in found),
+        pairs_all=max(x.pairs_all for x in found),
         samples={name: [s for x in found for s in x.samples[name]] for name in found[0].samples},
     )
 

@@ -121,6 +121,9 @@ def print_result(result: Result) -> None:
         {"limit": f"FMA, {limits['threads']} thread(s)", "value": f"{limits['fma_all'] / 1e9:.1f} GFLOP/s"},
         {"limit": "copy, read and written", "value": f"{limits['copy_bytes'] / 1e9:.1f} GB/s"},
     ]
+    if limits.get("pairs_all"):
+        name = f"products of bfloat16 pairs, {limits['threads']} thread(s)"
+        rows.insert(2, {"limit": name, "value": f"{limits['pairs_all'] / 1e9:.1f} GFLOP/s"})
     print_table(f"limits of {result['machine']['name']}, measured in this run", rows, ("limit", "value"))
     for name in dict.fromkeys(c["name"] for c in result["comparisons"]):
         chosen = [c for c in result["comparisons"] if c["name"] == name]

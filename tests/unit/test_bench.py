@@ -1,5 +1,6 @@
 """The benchmark's arithmetic, its order of calls and its files. No test says how long anything takes."""
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -20,6 +21,7 @@ from nsa_codegen.errors import SpecError
 from nsa_codegen.index_sets import window
 from nsa_codegen.ops import Work
 from nsa_codegen.spec import NSASpec
+from nsa_codegen.target import native_target
 
 ROOT = Path(__file__).parents[2]
 
@@ -146,6 +148,14 @@ def test_a_record_has_raw_samples_spread_speedup_and_distance_from_the_limit():
     assert second["contenders"][1]["speedup"]["median"] == 4.0
 
 
+def test_what_multiplies_pairs_is_the_limit_of_bfloat16_alone():
+    work = Work(operations=4 * 10**11, bytes=1)
+    limits = Limits(threads=2, fma_one=1e11, fma_all=2e11, copy_bytes=1e10, pairs_all=8e11, samples={})
+    assert [limits.seconds(work, d) for d in ("float32", "float16", "bfloat16")] == [2.0, 2.0, 0.5]
+    without = dataclasses.replace(limits, pairs_all=0.0)
+    assert without.seconds(work, "bfloat16") == 2.0
+
+
 def test_exponents_are_fitted_by_comparison_and_contender():
     found = {(e["comparison"], e["name"]): e["exponent"] for e in example()["exponents"]}
     assert found["forward", "nsa"] == pytest.approx(0.5)  # 2 s to 4 s over four times the length
@@ -163,6 +173,7 @@ def test_the_best_of_two_measurements_of_the_limits_counts_and_all_samples_stay(
 
 def test_the_peak_kernel_compiles_and_counts():
     limits = measure_limits(1, samples=2, copy_bytes=1 << 20)
+    assert (limits.pairs_all > 0) == native_target().takes_pairs("bfloat16")
     for name in ("fma_one", "fma_all", "copy_bytes"):
         assert len(limits.samples[name]) == 2 and all(math.isfinite(x) and x > 0 for x in limits.samples[name])
         assert getattr(limits, name) == max(limits.samples[name])
