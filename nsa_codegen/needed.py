@@ -9,23 +9,22 @@ from typing import Any
 from .desc import PACKED, PAIRS, PLAIN, KernelDesc
 from .index_sets import TopK, complete, require_choice
 from .program import Path, Phi, Program
+from .target import Target
 
 DIRECTIONS = ("fwd", "bwd", "both")
 MLP_EXPANSION = 2  # hidden units of the mlp per channel
 
 
-def needed_descs(
-    program: Program, dtype: str, direction: str = "both", *, kind: str = "cpu", paired: bool = False
-) -> tuple[KernelDesc, ...]:
+def needed_descs(program: Program, dtype: str, direction: str = "both", *, target: Target) -> tuple[KernelDesc, ...]:
     """Return the descs of the kernels that `direction` of `program` runs on tensors of `dtype`, each once.
 
-    `kind` is that of the target: GPU kernels gather blocks from where they are, and take none that packs them. With
-    `paired` (`Target.takes_pairs`), a CPU's blocks are packed in pairs.
+    GPU kernels gather blocks from where they are, and take none that packs them; a CPU's are packed, in pairs where
+    `target` multiplies those.
 
     `"bwd"` is what a backward pass runs beside the forward's kernels. Raises `SpecError`.
     """
     require_choice("needed_descs", "direction", direction, DIRECTIONS)
-    forward = program_descs(program, dtype, kind=kind, paired=paired)
+    forward, kind = program_descs(program, dtype, target), target.kind
     backward = tuple(
         b for desc in forward if _differentiated(desc, program, kind) for b in all_backward_descs(desc, kind)
     )
@@ -33,18 +32,18 @@ def needed_descs(
     return tuple(dict.fromkeys(chosen))
 
 
-def program_descs(program: Program, dtype: str, *, kind: str = "cpu", paired: bool = False) -> tuple[KernelDesc, ...]:
-    """Return the descs of every kernel that running `program` on tensors of `dtype` takes, each once."""
+def program_descs(program: Program, dtype: str, target: Target) -> tuple[KernelDesc, ...]:
+    """Return the descs of every kernel that running `program` on tensors of `dtype` takes on `target`, each once."""
     found: list[KernelDesc] = []
     for path in program.paths:
-        found += path_descs(program, path, dtype, kind, paired)
+        found += path_descs(program, path, dtype, target)
     if program.combine != "none":
         gates = "scalar" if program.combine == "scalar" else "sigmoid"
         found.append(KernelDesc.of("combine", dtype, paths=len(program.paths), dv=program.dv, gates=gates))
     return tuple(dict.fromkeys(found))
 
 
-def path_descs(program: Program, path: Path, dtype: str, kind: str, paired: bool) -> list[KernelDesc]:
+def path_descs(program: Program, path: Path, dtype: str, target: Target) -> list[KernelDesc]:
     """Return the descs of the kernels that one path takes; on a CPU the attention that scores blocks lists them."""
     found = []
     if isinstance(path.keys, Phi):
@@ -55,7 +54,7 @@ def path_descs(program: Program, path: Path, dtype: str, kind: str, paired: bool
             found.append(compress_desc("mean", dtype, kernel=phi.kernel, stride=phi.stride, dim=program.head_dim))
     attention: dict[str, Any] = {"group": program.group, "dk": program.head_dim, "dv": program.dv}
     if not isinstance(path.visible, TopK):
-        listed = program.lists_of(path) if kind == "cpu" else None
+        listed = program.lists_of(path) if target.kind == "cpu" else None
         if listed is None:
             return [*found, KernelDesc.of("stream_attention", dtype, visible=path.visible, **attention)]
         assert isinstance(listed.visible, TopK) and isinstance(path.keys, Phi)
@@ -68,9 +67,10 @@ def path_descs(program: Program, path: Path, dtype: str, kind: str, paired: bool
     phi_of_scores = program.source_of(visible)
     windows = {} if phi_of_scores is None else {"kernel": phi_of_scores.kernel, "stride": phi_of_scores.stride}
     scoring = program.source_path(visible)
-    if scoring is None or kind != "cpu" or program.lists_of(scoring) != path:
+    if scoring is None or target.kind != "cpu" or program.lists_of(scoring) != path:
         found.append(select_desc(visible, dtype, group=program.group, dk=program.head_dim, **windows))
-    for source in (PAIRS if paired else PACKED, PLAIN) if kind == "cpu" else (PLAIN,):
+    packed = PAIRS if target.takes_pairs(dtype) else PACKED
+    for source in (packed, PLAIN) if target.kind == "cpu" else (PLAIN,):
         dims = {**attention, "block": visible.block, "n": visible.n}
         gathered = KernelDesc.of("gather_attention", dtype, reach=reach, source=source, **dims)
         found += [*(pack_descs(gathered) if source != PLAIN else ()), gathered]

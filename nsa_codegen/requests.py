@@ -15,9 +15,7 @@ from .target import Target
 
 def needed_requests(program: Program, dtype: str, target: Target, direction: str = "both") -> tuple[Request, ...]:
     """Return the requests for `needed_descs` on `target`; raises `SpecError` and `ScheduleError`."""
-    return requests_for(
-        needed_descs(program, dtype, direction, kind=target.kind, paired=target.takes_pairs(dtype)), target
-    )
+    return requests_for(needed_descs(program, dtype, direction, target=target), target)
 
 
 def requests_for(descs: Iterable[KernelDesc], target: Target) -> tuple[Request, ...]:

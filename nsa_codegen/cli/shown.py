@@ -91,7 +91,7 @@ def _fields(wanted: str) -> dict[str, int]:
 def _of_program(kind: tuple[str, str], program: Program, dtype: str, target: Target, store: KernelStore) -> list[Shown]:
     from ..needed import needed_descs
 
-    descs = needed_descs(program, dtype, kind=target.kind, paired=target.takes_pairs(dtype))
+    descs = needed_descs(program, dtype, target=target)
     found = [d for d in descs if (d.op, d.direction) == kind]
     if not found:
         raise InputError(

@@ -10,6 +10,7 @@ from ..index_sets import causal, complete, window
 from ..needed import compress_desc, needed_descs
 from ..ops import Sizes
 from ..spec import NSASpec
+from ..target import GPU_TARGETS
 
 TARGETS = ("sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a")
 ORDERS = (("forward", 0), ("reverse", 0), ("random", 1), ("random", 2), ("random", 3))
@@ -83,5 +84,5 @@ CASES: tuple[Case, ...] = (
 SHIPPED: tuple[Case, ...] = tuple(
     Case(desc=desc, sizes=(TILES, LATE))
     for spec in (NSASpec.seed(), NSASpec.paper())
-    for desc in needed_descs(spec.program(), "bfloat16", "fwd", kind="cuda")
+    for desc in needed_descs(spec.program(), "bfloat16", "fwd", target=GPU_TARGETS["sm_90a"])
 )

@@ -88,9 +88,8 @@ def chosen_problems(problems: Iterable[Problem], ops: Iterable[str]) -> tuple[Pr
 def _problems(
     program: Program, target: Target, dtype: str, direction: str, batch: int, tokens: int, kv_heads: int
 ) -> Iterator[Problem]:
-    family: dict[str, Any] = {"kind": target.kind, "paired": target.takes_pairs(dtype)}
-    forwards = _forwards(program, dtype, **family)
-    for desc in needed_descs(program, dtype, direction, **family):
+    forwards = _forwards(program, dtype, target)
+    for desc in needed_descs(program, dtype, direction, target=target):
         forward = forwards.get(desc, desc)
         dims: dict[str, Any] = dict(forward.dims)
         queries = tokens
@@ -103,11 +102,11 @@ def _problems(
         yield Problem(desc=desc, forward=forward, sizes=timed, checks=(ragged, late))
 
 
-def _forwards(program: Program, dtype: str, kind: str, paired: bool) -> dict[KernelDesc, KernelDesc]:
+def _forwards(program: Program, dtype: str, target: Target) -> dict[KernelDesc, KernelDesc]:
     """Return the forward desc of each desc of a backward; the first of those that share it."""
     found: dict[KernelDesc, KernelDesc] = {}
-    for forward in filter(has_backward, map(attention_of, program_descs(program, dtype, kind=kind, paired=paired))):
-        for desc in backward_descs(forward, kind):
+    for forward in filter(has_backward, map(attention_of, program_descs(program, dtype, target))):
+        for desc in backward_descs(forward, target.kind):
             found.setdefault(desc, forward)
     return found
 

@@ -178,7 +178,7 @@ def with_backward(descs: Iterable[KernelDesc]) -> list[KernelDesc]:
 def kernels_of(program: Program, dtype: torch.dtype, *, backward: bool = True) -> list[KernelDesc]:
     """Return the descs of everything that `program` runs on tensors of `dtype`."""
     name = str(dtype).removeprefix("torch.")
-    forward = program_descs(program, name, paired=native_target().takes_pairs(name))
+    forward = program_descs(program, name, native_target())
     return with_backward(forward) if backward else list(forward)
 
 

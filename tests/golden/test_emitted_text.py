@@ -26,7 +26,7 @@ TARGET, SCHEDULE = TARGETS["x86_64_v4"], CpuSchedule()
 
 def seed_kernel(kind: str, **words: str) -> KernelDesc:
     """Return the kernel of the seed preset of that kind; the last one where there are several."""
-    found = program_descs(NSASpec.seed().program(), "float32")
+    found = program_descs(NSASpec.seed().program(), "float32", TARGET)
     return [d for d in found if d.kind == kind and all(d.word(name) == word for name, word in words.items())][-1]
 
 

@@ -28,7 +28,7 @@ V4 = CPU_TARGETS["x86_64_v4"]
 def test_no_cpu_kernel_beats_the_machine_that_the_constants_are_of() -> None:
     peak = cost_cpu.CORES * cost_cpu.CLOCK * 2 * cost_cpu.FMA_BYTES / 4
     programs = [NSASpec.seed().program(), NSASpec.paper().program()]
-    kernels = [d for p in programs for d in needed_descs(p, "float32", kind="cpu") if d.op.endswith("attention")]
+    kernels = [d for p in programs for d in needed_descs(p, "float32", target=V4) if d.op.endswith("attention")]
     for desc in (d for d in kernels if "group" in dict(d.dims)):
         sizes = Sizes(batch=1, tokens=2048, keys=2048, kv_heads=4)
         for schedule in ScheduleSpace.candidates(desc, V4):

@@ -40,7 +40,7 @@ LONG = Sizes(batch=1, tokens=16384, keys=16384, kv_heads=4)
 def descs(target: Target) -> list[KernelDesc]:
     dtype = "float32" if target.kind == "cpu" else "bfloat16"
     programs = [NSASpec.seed().program(), NSASpec.paper().program()]
-    return [d for p in programs for d in needed_descs(p, dtype, kind=target.kind)]
+    return [d for p in programs for d in needed_descs(p, dtype, target=target)]
 
 
 def sizes_at(desc: KernelDesc, tokens: int, batch: int = 1) -> Sizes:

@@ -102,7 +102,7 @@ def test_a_row_of_another_machine_is_said_to_be_one() -> None:
 def test_every_kernel_of_the_presets_has_a_reason_for_every_value(name: str) -> None:
     target = TARGETS[name]
     for preset in (NSASpec.seed(), NSASpec.paper()):
-        for desc in needed_descs(preset.program(), "float32" if target.kind == "cpu" else "bfloat16", kind=target.kind):
+        for desc in needed_descs(preset.program(), "float32" if target.kind == "cpu" else "bfloat16", target=target):
             found = explain(desc, select(desc, target).schedule, target, LONG)
             assert found.reasons.keys() == found.schedule.to_json().keys()
             assert all(found.reasons.values())

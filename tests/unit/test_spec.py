@@ -13,6 +13,7 @@ from nsa_codegen.index_sets import RangeSet, TopK, causal, complete, everything,
 from nsa_codegen.needed import needed_descs
 from nsa_codegen.program import Path, Phi, Program, Tokens
 from nsa_codegen.spec import NSASpec
+from nsa_codegen.target import TARGETS
 
 SEED = {
     "num_heads": 8, "num_kv_heads": 8, "head_dim": 32, "value_dim": 32, "window_size": 64, "block_size": 16,
@@ -322,12 +323,14 @@ def test_the_attention_whose_weights_score_blocks_lists_them() -> None:
 
 def test_on_a_cpu_one_kernel_attends_and_lists() -> None:
     program = NSASpec.paper().program()
-    ops = {kind: [d.op for d in needed_descs(program, "bfloat16", "fwd", kind=kind)] for kind in ("cpu", "cuda")}
-    assert "scored_attention" in ops["cpu"]
-    assert "select_blocks" not in ops["cpu"]
-    assert "select_blocks" in ops["cuda"]
-    assert "scored_attention" not in ops["cuda"]
+    cpu, gpu = TARGETS["x86_64_v4"], TARGETS["sm_90a"]
+    on_cpu, on_gpu = ([d.op for d in needed_descs(program, "bfloat16", "fwd", target=t)] for t in (cpu, gpu))
+    assert "scored_attention" in on_cpu
+    assert "select_blocks" not in on_cpu
+    assert "select_blocks" in on_gpu
+    assert "scored_attention" not in on_gpu
     backward = [
-        {d for d in needed_descs(program, "bfloat16", "bwd", kind=kind) if d.op == "stream_attention"} for kind in ops
+        {d for d in needed_descs(program, "bfloat16", "bwd", target=t) if d.op == "stream_attention"}
+        for t in (cpu, gpu)
     ]
     assert {str(d.visible) for d in backward[0]} == {str(d.visible) for d in backward[1]}

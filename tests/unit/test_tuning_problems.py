@@ -21,7 +21,7 @@ def test_every_kernel_of_a_preset_is_a_problem(preset, name, dtype):
     target = parse_target(name)
     problems = preset_problems(preset, target, dtype)
     program = getattr(NSASpec, preset)().program()
-    assert [p.desc for p in problems] == list(needed_descs(program, dtype, kind=target.kind))
+    assert [p.desc for p in problems] == list(needed_descs(program, dtype, target=target))
     for problem in problems:
         if problem.desc.direction == "bwd":
             assert problem.desc in backward_descs(problem.forward, target.kind)

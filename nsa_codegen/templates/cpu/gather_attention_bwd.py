@@ -189,10 +189,8 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any:
             b, h, index, to_key, t0, stop, taken, found = (T.alloc_var("int32") for _ in range(8))
             j, after, first, many, seen, member = (T.alloc_var("int32") for _ in range(6))
             call("fill_rows", T.address_of(marks[worker, 0, 0]), blocks, 2)
-            if paired:
-                call(
-                    "fill_rows", ds.data, ds.shape[0], in_pairs(width) // 2
-                )  # what lies behind the keys of a row stays 0
+            if paired:  # what lies behind the keys of a row stays 0
+                call("fill_rows", ds.data, ds.shape[0], in_pairs(width) // 2)
             open_tiles(paired)
             for task in T.serial(task_lo, task_hi):
                 b, h, index = decode_run(task, runs, kv_heads)

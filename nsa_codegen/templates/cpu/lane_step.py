@@ -15,7 +15,19 @@ from ...pairs import in_pairs
 from ...schedule import Schedule
 from ...target import Target
 from ...tiling import padded
-from .common import call, columns_at, pack_lanes, position_stride, product, rows_at, scalar, stage_rows
+from .common import (
+    FEW_LANES,
+    call,
+    columns_at,
+    keys_ahead,
+    lines_of,
+    pack_lanes,
+    position_stride,
+    product,
+    rows_at,
+    scalar,
+    stage_rows,
+)
 
 Local = tuple[tuple[int, ...], str]  # shape and type of what a task holds, for `T.alloc_local`
 
@@ -81,6 +93,19 @@ class LaneStep:
         dim, source = int(x.shape[-1]), (T.address_of(x[(*index, 0)]), position_stride(x))
         flip = T.uint32(0) if scale is None else flip_of(scale)
         return call(f"pack_pairs<{heads}>", dst.data, self.lanes, *source, dim, rows, dim, in_pairs(dim), flip)
+
+    def ahead(
+        self, x: Any, rows: Any, at: tuple[Any, ...], tile: Any, heads: int, filled: Any, share: tuple[Any, Any],
+        index: tuple[Any, ...], *, read: bool,
+    ) -> Any:  # fmt: skip
+        """Return what a product asks memory for: the `rows` keys or values of `x` of the next step, from `at` on.
+
+        Tiles of more lanes ask for their `share` of `filled` rows of `tile` instead, from `index` on: of those of the
+        next tile, to be `read`, or of this one's, to be written.
+        """
+        if self.lanes <= FEW_LANES:
+            return keys_ahead(self.dtype, x, rows, *at)
+        return lines_of(self.dtype, tile, heads, filled, share, *index, ahead=read)
 
     def score(self, s: Any, x: Any, staged: Any, laid: Any, rows: Any, ahead: Any, *index: Any) -> Any:
         """Return the call that makes products of `rows` keys or values from `index` on with the rows that are `laid`.

@@ -14,14 +14,11 @@ from ...target import Target
 from ...tiling import padded
 from .block_scores import BlockScores, add_scores, keep_sums, list_blocks
 from .common import (
-    FEW_LANES,
     NEG_INF,
     STORAGE,
     bound_at,
     call,
     decode_task,
-    keys_ahead,
-    lines_of,
     load_bounds,
     prelude,
     rows_of_tile,
@@ -38,7 +35,7 @@ def get_scored_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
     facts = BlockScores.of(desc, schedule)
     tile, width, spilled, seen = facts.tile, facts.scored.tokens, facts.scored.spilled, facts.seen
     lanes, queries, heads, chunks = tile.lanes, tile.queries, tile.heads, tile.chunks
-    storage, few, wide = STORAGE[dtype], lanes <= FEW_LANES, padded(width)
+    storage, wide = STORAGE[dtype], padded(width)
     step = LaneStep.of(desc, schedule, target, lanes=lanes, keys=width)
     by_query = is_one_vector(lanes, target) and min(dk, dv) >= lanes and not step.paired
     batch, tokens, keys, kv_heads, workers, steps, blocks = (
@@ -103,10 +100,10 @@ def get_scored_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                         if in_lanes(by_query, lanes, filled):
                             step.score(
                                 *(s.data, k, k_up, q_t, rows),
-                                keys_ahead(dtype, k, T.min(width, end - j0 - rows), b, j0 + rows, h)
-                                if few
-                                else lines_of(
-                                    dtype, q, heads, filled, (i, passes), b, t0, h, chunk * heads, ahead=True
+                                step.ahead(
+                                    *(k, T.min(width, end - j0 - rows), (b, j0 + rows, h)),
+                                    *(q, heads, filled, (i, passes), (b, t0, h, chunk * heads)),
+                                    read=True,
                                 ),
                                 *(b, j0, h),
                             )
@@ -123,9 +120,11 @@ def get_scored_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                         if in_lanes(by_query, lanes, filled):
                             step.add(
                                 *(o_t, v, v_up, s, p, rows, alpha),
-                                keys_ahead(dtype, v, T.min(width, end - j0 - rows), b, j0 + rows, h)
-                                if few
-                                else lines_of(dtype, out, heads, filled, (i, passes), b, t0, h, chunk * heads),
+                                step.ahead(
+                                    *(v, T.min(width, end - j0 - rows), (b, j0 + rows, h)),
+                                    *(out, heads, filled, (i, passes), (b, t0, h, chunk * heads)),
+                                    read=False,
+                                ),
                                 *(b, j0, h),
                             )
                     store_sums(lse, top, total, 0, tile, filled, b, t0, h, chunk)

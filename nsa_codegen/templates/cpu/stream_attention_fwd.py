@@ -15,14 +15,11 @@ from ...target import Target
 from ...tiling import RowTile, padded
 from ...together import most_together
 from .common import (
-    FEW_LANES,
     NEG_INF,
     STORAGE,
     bound_at,
     call,
     decode_task,
-    keys_ahead,
-    lines_of,
     load_bounds,
     prelude,
     rows_of_tile,
@@ -39,7 +36,7 @@ def get_stream_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
     ranges = desc.streamed.ranges
     tile = RowTile.of(group, schedule.query_lanes)
     lanes, queries, heads, chunks = tile.lanes, tile.queries, tile.heads, tile.chunks
-    width, storage, few = schedule.key_tile, STORAGE[dtype], lanes <= FEW_LANES
+    width, storage = schedule.key_tile, STORAGE[dtype]
     step = LaneStep.of(desc, schedule, target, lanes=lanes, keys=width)
     by_query = is_one_vector(lanes, target) and min(dk, dv) >= lanes and not step.paired
     batch, tokens, keys, kv_heads = (T.dynamic(n) for n in ("batch", "tokens", "keys", "kv_heads"))
@@ -102,9 +99,11 @@ def get_stream_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                         stage_step(step, k, k_up, v, v_up, rows, b, j0, h)
                         step.score(
                             *(s.data, k, k_up, q_t, rows),
-                            keys_ahead(dtype, k, T.min(width, end - j0 - rows), b, j0 + rows, h)
-                            if few
-                            else lines_of(dtype, q, heads, filled, (i, steps), b, t0, h, chunk * heads, ahead=True),
+                            step.ahead(
+                                *(k, T.min(width, end - j0 - rows), (b, j0 + rows, h)),
+                                *(q, heads, filled, (i, steps), (b, t0, h, chunk * heads)),
+                                read=True,
+                            ),
                             *(b, j0, h),
                         )
                         if T.Or(j0 < bound_at(span.lo, last, keys), j0 + rows > bound_at(span.hi, first, keys)):
@@ -112,9 +111,11 @@ def get_stream_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                         step.weigh(s, p, rows, scale, top, total, alpha)
                         step.add(
                             *(o_t, v, v_up, s, p, rows, alpha),
-                            keys_ahead(dtype, v, T.min(width, end - j0 - rows), b, j0 + rows, h)
-                            if few
-                            else lines_of(dtype, out, heads, filled, (i, steps), b, t0, h, chunk * heads),
+                            step.ahead(
+                                *(v, T.min(width, end - j0 - rows), (b, j0 + rows, h)),
+                                *(out, heads, filled, (i, steps), (b, t0, h, chunk * heads)),
+                                read=False,
+                            ),
                             *(b, j0, h),
                         )
                 store_sums(lse, top, total, 0, tile, filled, b, t0, h, chunk)

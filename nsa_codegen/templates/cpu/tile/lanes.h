@@ -26,28 +26,40 @@ template <int HEADS> NSA_INLINE int64_t row_at(int r, int64_t query, int64_t hea
   return HEADS == 1 ? r * query : r / HEADS * query + r % HEADS * head;
 }
 
+// Rows of numbers laid in the lanes, EACH of them in 4 bytes: dst[c / EACH][r] = one(row r of src, c) for r < rows and
+// c < width. `many` makes W of them of a row, from a number on.
+template <int HEADS, int EACH, typename To, typename From, typename Many, typename One>
+NSA_INLINE void lay_rows(To *dst, int lanes, const From *src, int64_t query, int64_t head, int rows, int width, Many many,
+                         One one) {
+  int r = 0;
+  for (; r + W <= rows; r += W) {
+    const From *row[W];
+    NSA_UNROLL for (int i = 0; i < W; i++) row[i] = src + row_at<HEADS>(r + i, query, head);
+    int c = 0;
+    for (; c + EACH * W <= width; c += EACH * W) {
+      vf x[W];
+      NSA_UNROLL for (int i = 0; i < W; i++) x[i] = many(row[i] + c);
+      transpose(x);
+      NSA_UNROLL for (int i = 0; i < W; i++) store((float *)dst + (c / EACH + i) * lanes + r, x[i]);
+    }
+    for (; c < width; c += EACH)
+      for (int i = 0; i < W; i++)
+        dst[c / EACH * lanes + r + i] = one(row[i], c);
+  }
+  for (; r < rows; r++)
+    for (int c = 0; c < width; c += EACH)
+      dst[c / EACH * lanes + r] = one(src + row_at<HEADS>(r, query, head), c);
+}
+
 // dst[c][r] = factor * float(row r of src)[c] for r < rows; lanes past `rows` become 0.
 template <typename T, int HEADS>
 NSA_INLINE void pack_lanes(float *dst, int lanes, const typename T::raw *src, int64_t query, int64_t head, int rows,
                            int width, float factor) {
-  int r = 0;
-  for (; r + W <= rows; r += W) {
-    const typename T::raw *row[W];
-    NSA_UNROLL for (int i = 0; i < W; i++) row[i] = src + row_at<HEADS>(r + i, query, head);
-    int c = 0;
-    for (; c + W <= width; c += W) {
-      vf x[W];
-      NSA_UNROLL for (int i = 0; i < W; i++) x[i] = T::load(row[i] + c);
-      transpose(x);
-      NSA_UNROLL for (int i = 0; i < W; i++) store(dst + (c + i) * lanes + r, x[i] * factor);
-    }
-    for (; c < width; c++)
-      for (int i = 0; i < W; i++)
-        dst[c * lanes + r + i] = T::up(row[i][c]) * factor;
-  }
-  for (; r < rows; r++)
-    for (int c = 0; c < width; c++)
-      dst[c * lanes + r] = T::up(src[row_at<HEADS>(r, query, head) + c]) * factor;
+  typedef typename T::raw raw;
+  lay_rows<HEADS, 1>(
+      dst, lanes, src, query, head, rows, width,
+      [=](const raw *p) __attribute__((always_inline)) { return T::load(p) * factor; },
+      [=](const raw *row, int c) __attribute__((always_inline)) { return T::up(row[c]) * factor; });
   if (rows < lanes)
     for (int c = 0; c < width; c++)
       for (int i = rows; i < lanes; i++)

@@ -42,43 +42,17 @@ constexpr float LAG = 8.0f;
 
 // `softmax_step` over scores that lack `units`, but m may lag; the weights become pairs of keys P[j / 2][lane], of which those
 // from `rows` to `padded` are zeros. With KEPT they are in S as well.
-template <int LANES, bool KEPT, int V = at_a_time(LANES)>
+template <int LANES, bool KEPT>
 NSA_INLINE void softmax_step_pairs(float *S, uint32_t *P, int rows, int padded, float units, float *m, float *l,
                                    float *alpha) {
-  for (int lane = 0; lane < LANES; lane += V * W) {
-    vf top[V], safe[V], sum[V];
-    NSA_UNROLL for (int v = 0; v < V; v++) top[v] = splat(-INFINITY);
-    for (int j = 0; j < rows; j++)
-      NSA_UNROLL for (int v = 0; v < V; v++) top[v] = max(load(S + j * LANES + lane + v * W), top[v]);
-    NSA_UNROLL for (int v = 0; v < V; v++) {
-      vf former = load(m + lane + v * W);
-      top[v] = select(top[v] * units > former + LAG, top[v] * units, former);
-      safe[v] = select(top[v] == -INFINITY, vf{}, top[v]);
-      sum[v] = vf{};
-    }
-    for (int j = 0; j < rows; j += 2)
-      NSA_UNROLL for (int v = 0; v < V; v++) {
-        float *s = S + j * LANES + lane + v * W;
-        vf first = exp2(load(s) * units - safe[v]), second = vf{};
-        if (j + 1 < rows)
-          second = exp2(load(s + LANES) * units - safe[v]);
-        if constexpr (KEPT) {
-          store(s, first);
-          if (j + 1 < rows)
-            store(s + LANES, second);
-        }
-        sum[v] += first;
-        sum[v] += second;
-        store_pairs(P + j / 2 * LANES + lane + v * W, rounded_pairs(first, second));
-      }
-    NSA_UNROLL for (int v = 0; v < V; v++) {
-      int i = lane + v * W;
-      vf factor = exp2(load(m + i) - safe[v]);
-      store(alpha + i, factor);
-      store(l + i, load(l + i) * factor + sum[v]);
-      store(m + i, top[v]);
-    }
-  }
+  auto keep = [=](int j, int lane, vf first, vf second, bool two) __attribute__((always_inline)) {
+    store_pairs(P + j / 2 * LANES + lane, rounded_pairs(first, second));
+    if (KEPT)
+      store(S + j * LANES + lane, first);
+    if (KEPT && two)
+      store(S + (j + 1) * LANES + lane, second);
+  };
+  softmax_lanes<LANES, at_a_time(LANES)>(S, rows, units, LAG, m, l, alpha, keep);
   int done = (rows + 1) / 2;
   memset(P + done * LANES, 0, sizeof(uint32_t) * (padded / 2 - done) * LANES);
 }

@@ -216,24 +216,10 @@ NSA_INLINE void score_lanes(float *S, uint16_t *spare, const uint16_t *K, int64_
 template <int HEADS>
 NSA_INLINE void pack_pairs(uint32_t *dst, int lanes, const uint16_t *src, int64_t query, int64_t head, int rows, int width,
                            int padded, uint32_t flip) {
-  int r = 0;
-  for (; r + W <= rows; r += W) {
-    const uint16_t *row[W];
-    NSA_UNROLL for (int i = 0; i < W; i++) row[i] = src + row_at<HEADS>(r + i, query, head);
-    int c = 0;
-    for (; c + 2 * W <= width; c += 2 * W) {
-      vf x[W];
-      NSA_UNROLL for (int i = 0; i < W; i++) x[i] = load((const float *)(row[i] + c));
-      transpose(x);
-      NSA_UNROLL for (int i = 0; i < W; i++) store_pairs(dst + (c / 2 + i) * lanes + r, (vu)x[i] ^ flip);
-    }
-    for (; c < width; c += 2)
-      for (int i = 0; i < W; i++)
-        dst[c / 2 * lanes + r + i] = pair_of(row[i], c, width) ^ flip;
-  }
-  for (; r < rows; r++)
-    for (int c = 0; c < width; c += 2)
-      dst[c / 2 * lanes + r] = pair_of(src + row_at<HEADS>(r, query, head), c, width) ^ flip;
+  lay_rows<HEADS, 2>(
+      dst, lanes, src, query, head, rows, width,
+      [=](const uint16_t *p) __attribute__((always_inline)) { return (vf)((vu)load((const float *)p) ^ flip); },
+      [=](const uint16_t *row, int c) __attribute__((always_inline)) { return pair_of(row, c, width) ^ flip; });
   for (int p = 0; p < padded / 2; p++)
     for (int i = 2 * p < width ? rows : 0; i < lanes; i++)
       dst[p * lanes + i] = 0;

@@ -25,26 +25,38 @@ NSA_INLINE void mask_lanes(float *S, const int32_t *lo, const int32_t *hi, int j
 // Vectors that a pass over n numbers takes at a time, so that their chains of maxima and sums overlap.
 constexpr int at_a_time(int n) { return n / W % 4 == 0 ? 4 : n / W % 2 == 0 ? 2 : 1; }
 
-// One step of the running softmax over `rows` keys, a query in each lane. Turns scores (log2 units, -inf where
-// masked) into weights in place; m: running maximum, l: running sum, alpha: factor for what was summed before.
-template <int LANES, int V = at_a_time(LANES)>
-NSA_INLINE void softmax_step(float *S, int rows, float *m, float *l, float *alpha) {
+// One step of the running softmax over `rows` keys, a query in each lane, over scores (-inf where masked) of which `units`
+// are one of log2. `keep` takes the weights of keys j and j + 1, if there are `two`. m: running maximum, which stays until
+// scores pass it by more than `lag`; l: running sum; alpha: factor for what was summed before.
+template <int LANES, int V, typename Keep>
+NSA_INLINE void softmax_lanes(const float *S, int rows, float units, float lag, float *m, float *l, float *alpha, Keep keep) {
   for (int lane = 0; lane < LANES; lane += V * W) {
     vf top[V], safe[V], sum[V];
-    NSA_UNROLL for (int v = 0; v < V; v++) top[v] = load(m + lane + v * W);
+    NSA_UNROLL for (int v = 0; v < V; v++) top[v] = splat(-INFINITY);
     for (int j = 0; j < rows; j++)
       NSA_UNROLL for (int v = 0; v < V; v++) top[v] = max(load(S + j * LANES + lane + v * W), top[v]);
     NSA_UNROLL for (int v = 0; v < V; v++) {
+      vf former = load(m + lane + v * W);
+      top[v] = select(top[v] * units > former + lag, top[v] * units, former);
       safe[v] = select(top[v] == -INFINITY, vf{}, top[v]);
       sum[v] = vf{};
     }
-    for (int j = 0; j < rows; j++)
+    auto weigh = [&](int j, bool two) __attribute__((always_inline)) {
       NSA_UNROLL for (int v = 0; v < V; v++) {
-        float *s = S + j * LANES + lane + v * W;
-        vf p = exp2(load(s) - safe[v]);
-        store(s, p);
-        sum[v] += p;
+        const float *s = S + j * LANES + lane + v * W;
+        vf first = exp2(load(s) * units - safe[v]), second = vf{};
+        sum[v] += first;
+        if (two) {
+          second = exp2(load(s + LANES) * units - safe[v]);
+          sum[v] += second;
+        }
+        keep(j, lane + v * W, first, second, two);
       }
+    };
+    for (int j = 0; j + 1 < rows; j += 2)
+      weigh(j, true);
+    if (rows % 2 != 0)
+      weigh(rows - 1, false);
     NSA_UNROLL for (int v = 0; v < V; v++) {
       int i = lane + v * W;
       vf factor = exp2(load(m + i) - safe[v]);
@@ -53,6 +65,16 @@ NSA_INLINE void softmax_step(float *S, int rows, float *m, float *l, float *alph
       store(m + i, top[v]);
     }
   }
+}
+
+// The same over scores in log2 units, which become weights in place.
+template <int LANES> NSA_INLINE void softmax_step(float *S, int rows, float *m, float *l, float *alpha) {
+  auto keep = [=](int j, int lane, vf first, vf second, bool two) __attribute__((always_inline)) {
+    store(S + j * LANES + lane, first);
+    if (two)
+      store(S + (j + 1) * LANES + lane, second);
+  };
+  softmax_lanes<LANES, at_a_time(LANES)>(S, rows, 1.0f, 0.0f, m, l, alpha, keep);
 }
 
 // The greatest of the scores in pieces, as `softmax_pieces` has them; -inf without any.
