@@ -15,7 +15,7 @@ from typing import Any
 
 from ..desc import KernelDesc
 from ..errors import NSAError, ScheduleError, TuningLogError
-from ..selection import bucket_of, facts_of, read_rows
+from ..selection import bucket_of, chain_of, facts_of, read_rows
 from ..target import TARGETS, Target
 from .records import Meta, Record, meta_path
 from .winners import Numbered, Verdict, illegal, verdict
@@ -40,13 +40,14 @@ class ReadLog:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What was decided of one desc on one architecture, and from which log."""
+    """What was decided of one desc on one architecture, and from which log: the row, or that of an upheld default."""
 
     arch: str
     desc: KernelDesc
     log: str
     verdict: Verdict
     row: Mapping[str, Any] | None
+    default: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,8 @@ def replay(logs: Path) -> Replayed:
 
     Of the runs of a desc on an architecture, a measured one outranks one that was compiled only, and then the latest
     counts: that whose last record of the desc is the newest. A run that came to no end, or decided nothing, leaves
-    the one before, but not a winner that it found no faster than the default.
+    the one before, but not a winner that it found no faster than the default. A default that was measured best has a
+    row only where the row of an architecture further along the chain would overrule it.
     """
     refused: list[str] = []
     found = [log for path in sorted(logs.glob("*/*/*.jsonl")) if (log := read_lines(path, logs, refused)) is not None]
@@ -76,6 +78,10 @@ def replay(logs: Path) -> Replayed:
         held = rows.setdefault(name, {})
         if bucket not in held or _precedes(decision, held[bucket][0]):
             held[bucket] = (decision, decision.row)
+    for decision in decisions:
+        if (kept := _kept_default(decision, rows)) is not None:
+            held = rows.setdefault(f"{decision.desc.kind}/{decision.arch}.json", {})
+            held.setdefault(json.dumps(kept["bucket"], sort_keys=True), (decision, kept))
     files = {name: rows_text([row for _, (_, row) in sorted(held.items())]) for name, held in sorted(rows.items())}
     return Replayed(files=files, decisions=tuple(decisions), refused=tuple(refused))
 
@@ -198,15 +204,37 @@ def _decision(arch: str, log: ReadLog, records: list[Numbered], refused: list[st
         refused.append(f"{log.name}: {desc}: {error}")
         return None
     refused += [f"{log.name} {said}" for said in found.refused]
-    row = None
-    if found.winner is not None:
-        row = {
-            "bucket": bucket_of(desc, target),
-            "schedule": dict(found.winner.record.schedule),
-            "record": f"{log.name}#{found.winner.line}",
-            "environment": row_environment(log.meta, found.winner.record),
-        }
-    return Decision(arch=arch, desc=desc, log=log.name, verdict=found, row=row)
+    row, default = (_row(desc, target, log, n) for n in (found.winner, found.upheld))
+    return Decision(arch=arch, desc=desc, log=log.name, verdict=found, row=row, default=default)
+
+
+def _row(desc: KernelDesc, target: Target, log: ReadLog, numbered: Numbered | None) -> Mapping[str, Any] | None:
+    if numbered is None:
+        return None
+    return {
+        "bucket": bucket_of(desc, target),
+        "schedule": dict(numbered.record.schedule),
+        "record": f"{log.name}#{numbered.line}",
+        "environment": row_environment(log.meta, numbered.record),
+    }
+
+
+def _kept_default(
+    decision: Decision, rows: Mapping[str, Mapping[str, tuple[Decision, Mapping[str, Any]]]]
+) -> Mapping[str, Any] | None:
+    """Return the row of a default that was measured best, if a row further along the chain would overrule it."""
+    if decision.default is None:
+        return None
+    facts = facts_of(decision.desc).items()
+    for arch in chain_of(decision.arch)[1:]:
+        fitting = [
+            row
+            for _, row in rows.get(f"{decision.desc.kind}/{arch}.json", {}).values()
+            if row["bucket"].items() <= facts
+        ]
+        if fitting:
+            return decision.default
+    return None
 
 
 def row_environment(meta: Meta, record: Record) -> dict[str, Any]:

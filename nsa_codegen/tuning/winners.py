@@ -40,7 +40,7 @@ class Verdict:
     `gain` is the default's time over the winner's, infinite where the default does not compile. `decided` is False for
     a run that says nothing against an earlier one: it came to no end, or its best is within the spread. But the
     schedules `beaten`, which it held to the default and found no faster, it speaks against. `refused` are candidates
-    that would have won and are not legal, with the reason.
+    that would have won and are not legal, with the reason. `upheld` is the record of a default that a clock found best.
     """
 
     winner: Numbered | None
@@ -49,6 +49,7 @@ class Verdict:
     decided: bool = True
     beaten: tuple[Mapping[str, int], ...] = ()
     refused: tuple[str, ...] = ()
+    upheld: Numbered | None = None
 
 
 def verdict(desc: KernelDesc, target: Target, records: Iterable[Numbered]) -> Verdict:
@@ -74,9 +75,17 @@ def verdict(desc: KernelDesc, target: Target, records: Iterable[Numbered]) -> Ve
     if not doubted:
         return Verdict(winner=None, reason="no candidate is fit", refused=tuple(refused))
     best = doubted[0]
+    upheld = None if best.within_spread or judge is _static else _of_schedule(found, default_schedule(desc, target))
     return Verdict(
-        winner=None, reason=best.doubt, decided=not best.within_spread, beaten=_beaten(found), refused=tuple(refused)
-    )
+        winner=None, reason=best.doubt, decided=not best.within_spread, beaten=_beaten(found), refused=tuple(refused),
+        upheld=upheld,
+    )  # fmt: skip
+
+
+def _of_schedule(found: Iterable[Numbered], schedule: Schedule) -> Numbered | None:
+    """Return the first record of a schedule that is right, if there is one."""
+    values = schedule.to_json()
+    return next((n for n in found if n.record.status == "ok" and dict(n.record.schedule) == values), None)
 
 
 def _beaten(found: Iterable[Numbered]) -> tuple[Mapping[str, int], ...]:

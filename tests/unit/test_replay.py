@@ -338,6 +338,19 @@ def test_a_static_judge_must_beat_the_default_by_more(logs: Path) -> None:
     assert "predicted 1.030 times as fast as the default: not beyond 1.05" in found["sm_90a"].verdict.reason
 
 
+def test_a_default_that_was_measured_best_is_not_overruled_along_the_chain(logs: Path, schedules: Path) -> None:
+    child = TARGETS["x86_64_v4_bf16"]  # whose chain goes on with V4
+    write_log(logs, V4.name, record(WINDOW, FASTER, measured=0.5))
+    for desc in (WINDOW, COMPLETE):  # of which the second has no row to be kept from
+        upheld = (record(desc, DEFAULT, measured=1.0), record(desc, FASTER, measured=1.2, number=1))
+        write_log(logs, child.name, *upheld, run="window" if desc == WINDOW else "complete")
+    write(replay(logs), schedules)
+    assert select(WINDOW, V4, folder=schedules).schedule == FASTER
+    assert select(WINDOW, child, folder=schedules).schedule == DEFAULT
+    assert verify_rows(schedules, logs) == []
+    assert len(rows_of(schedules, f"stream_attention_fwd/{child.name}.json")) == 1
+
+
 def test_descs_that_share_a_bucket_leave_one_row_the_greater_gain(logs: Path) -> None:
     assert bucket_of(WINDOW, V4) == bucket_of(HALF, V4)
     write_log(logs, "x86_64_v4", record(WINDOW, FAST, measured=0.8), record(HALF, FASTER, measured=0.5))
