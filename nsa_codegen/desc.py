@@ -13,6 +13,7 @@ from .index_sets import RangeSet, require_choice
 DTYPES = ("float32", "bfloat16", "float16")
 DIRECTIONS = ("fwd", "bwd")
 PACKED, PAIRS, PLAIN = "packed", "pairs", "plain"  # listed blocks: as float32, in pairs, or read where they are
+LAYOUTS = {False: ("columns", "rows"), True: ("column_pairs", "row_pairs")}  # of packed blocks, by whether in pairs
 _SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 

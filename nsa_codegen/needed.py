@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from .desc import PACKED, PAIRS, PLAIN, KernelDesc
+from .desc import LAYOUTS, PACKED, PAIRS, PLAIN, KernelDesc
 from .index_sets import TopK, complete, require_choice
 from .program import Path, Phi, Program
 from .target import Target
@@ -115,7 +115,7 @@ def compress_desc(method: str, dtype: str, *, kernel: int, stride: int, dim: int
 
 def pack_descs(desc: KernelDesc) -> tuple[KernelDesc, KernelDesc]:
     """Return the descs that pack the keys and the values of `desc`."""
-    layouts = ("column_pairs", "row_pairs") if desc.word("source") == PAIRS else ("columns", "rows")
+    layouts = LAYOUTS[desc.word("source") == PAIRS]
     return tuple(
         KernelDesc.of("pack_blocks", desc.dtype, block=desc.size("block"), dim=desc.size(dim), layout=layout)
         for dim, layout in zip(("dk", "dv"), layouts, strict=True)
@@ -125,7 +125,7 @@ def pack_descs(desc: KernelDesc) -> tuple[KernelDesc, KernelDesc]:
 def backward_pack_descs(desc: KernelDesc) -> dict[str, KernelDesc]:
     """Return the descs that pack for the backward of `desc`: keys both ways, values by columns."""
     block, dk, dv = desc.size("block"), desc.size("dk"), desc.size("dv")
-    columns, rows = ("column_pairs", "row_pairs") if desc.word("source") == PAIRS else ("columns", "rows")
+    columns, rows = LAYOUTS[desc.word("source") == PAIRS]
     wanted = {"k_columns": (columns, dk), "k_rows": (rows, dk), "v_columns": (columns, dv)}
     return {
         name: KernelDesc.of("pack_blocks", desc.dtype, block=block, dim=dim, layout=layout)

@@ -67,9 +67,9 @@ def select(desc: KernelDesc, target: Target, *, folder: Path | None = None) -> S
     return _generic(family, fallback.get(family, {}).get(desc.kind, []), desc, target, tried)
 
 
-def chain_of(arch: str, *, folder: Path | None = None) -> tuple[str, ...]:
+def chain_of(arch: str) -> tuple[str, ...]:
     """Return the architectures whose rows serve `arch`, its own first; raises `ScheduleError`."""
-    return tuple(_chain(arch, _read_fallback((folder or schedules_folder()) / FALLBACK)["chain"]))
+    return tuple(_chain(arch, _read_fallback(schedules_folder() / FALLBACK)["chain"]))
 
 
 def facts_of(desc: KernelDesc) -> dict[str, int | str]:

@@ -44,12 +44,17 @@ class Limits:
 
     def seconds(self, work: Work, dtype: str) -> float:
         """Return the least time of `work` on tensors of `dtype`: its operations at the peak, or bytes at copy speed."""
-        peak = self.pairs_all if dtype == "bfloat16" and self.pairs_all else self.fma_all
+        peak: float = getattr(self, peak_for(vars(self), dtype))
         return max(work.operations / peak, work.bytes / self.copy_bytes)
 
     def to_json(self) -> dict[str, Any]:
         """Return the limits as plain data."""
         return asdict(self)
+
+
+def peak_for(limits: Mapping[str, Any], dtype: str) -> str:
+    """Return which of the `limits`, as plain data, bounds operations on `dtype`; older ones know nothing of pairs."""
+    return "pairs_all" if dtype == "bfloat16" and limits.get("pairs_all") else "fma_all"
 
 
 def measure_limits(threads: int, *, samples: int = _SAMPLES, copy_bytes: int = _COPY_BYTES) -> Limits:
@@ -74,8 +79,9 @@ def measure_limits(threads: int, *, samples: int = _SAMPLES, copy_bytes: int = _
 def _steps_of_a_sample(peak: Callable[[int, int], float]) -> int:
     least = 1 << 16
     start = time.perf_counter()
-    peak(1, least)
-    return max(least, int(least * _SAMPLE_SECONDS / (time.perf_counter() - start))) if peak(1, 1) else 1
+    if not peak(1, least):
+        return 1
+    return max(least, int(least * _SAMPLE_SECONDS / (time.perf_counter() - start)))
 
 
 def _copy_speeds(samples: int, size: int) -> list[float]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .machine import peak_for
 from .suite import Result
 
 _ORDER = ("nsa", "sdpa", "reference")
@@ -118,8 +119,8 @@ def _with_quartiles(axes: Any, points: list[tuple[int, dict[str, Any]]], field: 
 def _draw_roofline(figure: Any, result: Result) -> None:
     """Draw each step at its longest length: operations per byte across, operations per second up."""
     axes, limits = figure.subplots(), result["limits"]
-    paired = result["settings"]["dtype"] == "bfloat16" and limits.get("pairs_all")
-    peak, copied = limits["pairs_all" if paired else "fma_all"], limits["copy_bytes"]
+    bound = peak_for(limits, result["settings"]["dtype"])
+    peak, copied = limits[bound], limits["copy_bytes"]
     intensities = []
     for name, marker in (("steps forward", "o"), ("steps backward", "s")):
         for who, points in _lines(result, name).items():
@@ -134,7 +135,7 @@ def _draw_roofline(figure: Any, result: Result) -> None:
     axes.plot([low, ridge, high], [low * copied / 1e9, peak / 1e9, peak / 1e9], color="black", linewidth=1)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    unit = "products of pairs" if paired else "FMA"
+    unit = "products of pairs" if bound == "pairs_all" else "FMA"
     roof = f"roof: {peak / 1e9:.0f} GFLOP/s of {unit}, {copied / 1e9:.1f} GB/s of copying"
     axes.set(title=roof, xlabel="operations per byte", ylabel="GFLOP/s")
     axes.grid(visible=True, which="both", alpha=0.3)

@@ -78,9 +78,12 @@ def replay(logs: Path) -> Replayed:
         held = rows.setdefault(name, {})
         if bucket not in held or _precedes(decision, held[bucket][0]):
             held[bucket] = (decision, decision.row)
+    further = {arch: chain_of(arch)[1:] for arch in {d.arch for d in decisions}}
     for decision in decisions:
-        if (kept := _kept_default(decision, rows)) is not None:
-            held = rows.setdefault(f"{decision.desc.kind}/{decision.arch}.json", {})
+        kept, kind, facts = decision.default, decision.desc.kind, facts_of(decision.desc).items()
+        along = (row for arch in further[decision.arch] for _, row in rows.get(f"{kind}/{arch}.json", {}).values())
+        if kept is not None and any(row["bucket"].items() <= facts for row in along):
+            held = rows.setdefault(f"{kind}/{decision.arch}.json", {})
             held.setdefault(json.dumps(kept["bucket"], sort_keys=True), (decision, kept))
     files = {name: rows_text([row for _, (_, row) in sorted(held.items())]) for name, held in sorted(rows.items())}
     return Replayed(files=files, decisions=tuple(decisions), refused=tuple(refused))
@@ -217,24 +220,6 @@ def _row(desc: KernelDesc, target: Target, log: ReadLog, numbered: Numbered | No
         "record": f"{log.name}#{numbered.line}",
         "environment": row_environment(log.meta, numbered.record),
     }
-
-
-def _kept_default(
-    decision: Decision, rows: Mapping[str, Mapping[str, tuple[Decision, Mapping[str, Any]]]]
-) -> Mapping[str, Any] | None:
-    """Return the row of a default that was measured best, if a row further along the chain would overrule it."""
-    if decision.default is None:
-        return None
-    facts = facts_of(decision.desc).items()
-    for arch in chain_of(decision.arch)[1:]:
-        fitting = [
-            row
-            for _, row in rows.get(f"{decision.desc.kind}/{arch}.json", {}).values()
-            if row["bucket"].items() <= facts
-        ]
-        if fitting:
-            return decision.default
-    return None
 
 
 def row_environment(meta: Meta, record: Record) -> dict[str, Any]:

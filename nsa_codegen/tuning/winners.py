@@ -158,9 +158,9 @@ def _static(desc: KernelDesc, target: Target, found: list[Numbered]) -> list[_Ca
     ]
     if not compiled:
         return None
-    default = default_schedule(desc, target).to_json()
-    base = next((n for n in compiled if dict(n.record.schedule) == default), None)
-    fails = any(n.record.status == "failed" and dict(n.record.schedule) == default for n in found)
+    default = default_schedule(desc, target)
+    base = _of_schedule(compiled, default)
+    fails = any(n.record.status == "failed" and dict(n.record.schedule) == default.to_json() for n in found)
     ranked: list[_Candidate] = []
     for numbered in sorted(compiled, key=lambda n: _order(n, _seconds(n))):
         if _spills(numbered):

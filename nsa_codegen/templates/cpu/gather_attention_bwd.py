@@ -11,7 +11,7 @@ from typing import Any
 
 import tilelang.language as T
 
-from ...desc import KernelDesc
+from ...desc import LAYOUTS, KernelDesc
 from ...pairs import PAIR_ROWS, in_pairs, members_kept, packed_block
 from ...runs import SUMS_SCALE, reach_of
 from ...schedule import Schedule
@@ -56,7 +56,7 @@ def runs_kernel(desc: KernelDesc, schedule: Schedule, target: Target) -> Any:
     storage, width, wide_k, wide_v = STORAGE[dtype], padded(block), padded(dk), padded(dv)
     tile, paired = RowTile.of(group, schedule.query_lanes), target.takes_pairs(dtype)
     queries, heads, chunks, held = tile.queries, tile.heads, tile.chunks, HELD[paired]
-    columns, rows = ("column_pairs", "row_pairs") if paired else ("columns", "rows")
+    columns, rows = LAYOUTS[paired]
     (of_k, _), (of_v, _), (of_k_rows, _) = (
         packed_block(layout, block, dim) for layout, dim in ((columns, dk), (columns, dv), (rows, dk))
     )

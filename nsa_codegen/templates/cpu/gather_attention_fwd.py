@@ -11,7 +11,7 @@ from typing import Any
 
 import tilelang.language as T
 
-from ...desc import PAIRS, PLAIN, KernelDesc
+from ...desc import LAYOUTS, PAIRS, PLAIN, KernelDesc
 from ...pairs import PAIR_ROWS, in_pairs, members_kept, packed_block
 from ...schedule import Schedule
 from ...target import Target
@@ -43,7 +43,7 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
     block, n, causal = desc.size("block"), desc.size("n"), desc.word("reach") == "causal"
     storage, packed = STORAGE[dtype], desc.word("source") != PLAIN
     paired = desc.word("source") == PAIRS or (not packed and target.takes_pairs(dtype))
-    layouts = ("column_pairs", "row_pairs") if paired else ("columns", "rows")
+    layouts = LAYOUTS[paired]
     (keys_block, _), (values_block, _) = packed_block(layouts[0], block, dk), packed_block(layouts[1], block, dv)
     held = HELD[paired]
     converted = dtype != "float32"

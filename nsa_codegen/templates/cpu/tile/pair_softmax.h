@@ -53,8 +53,7 @@ NSA_INLINE void softmax_step_pairs(float *S, uint32_t *P, int rows, int padded, 
       store(S + (j + 1) * LANES + lane, second);
   };
   softmax_lanes<LANES, at_a_time(LANES)>(S, rows, units, LAG, m, l, alpha, keep);
-  int done = (rows + 1) / 2;
-  memset(P + done * LANES, 0, sizeof(uint32_t) * (padded / 2 - done) * LANES);
+  clear_pairs(P, LANES, rows, padded);
 }
 
 // O[rows][LANES] *= alpha per lane; nothing where that is 1, as it mostly is.
@@ -131,8 +130,7 @@ NSA_INLINE void to_scores_pairs(uint32_t *dS, uint16_t *ds, uint16_t *pv, int ld
         store_pairs(dS + j / 2 * LANES + lane + v * W, rounded_pairs(grads[0][v], grads[1][v]));
     }
   }
-  int done = (rows + 1) / 2;
-  memset(dS + done * LANES, 0, sizeof(uint32_t) * (padded / 2 - done) * LANES);
+  clear_pairs(dS, LANES, rows, padded);
   memset(ds + rows * ld, 0, sizeof(uint16_t) * (padded - rows) * ld);
   memset(pv + rows * ld, 0, sizeof(uint16_t) * (padded - rows) * ld);
 }
@@ -164,9 +162,8 @@ NSA_INLINE void to_scores_pair_rows(uint16_t *ds, int ld, uint32_t *dS, uint32_t
         store_pairs(pv + r / 2 * N + c + v * W, rounded_pairs(weights[0][v], weights[1][v]));
       }
     }
-  int done = (rows + 1) / 2;
-  memset(dS + done * N, 0, sizeof(uint32_t) * (padded / 2 - done) * N);
-  memset(pv + done * N, 0, sizeof(uint32_t) * (padded / 2 - done) * N);
+  clear_pairs(dS, N, rows, padded);
+  clear_pairs(pv, N, rows, padded);
 }
 
 } // namespace nsa

@@ -181,6 +181,12 @@ NSA_INLINE vu pair_vectors(const uint16_t *first, const uint16_t *second) {
 }
 NSA_INLINE void store_pairs(uint32_t *p, vu x) { store((float *)p, (vf)x); }
 
+// Of pairs of rows, those past `rows` become zeros, up to `padded` rows.
+NSA_INLINE void clear_pairs(uint32_t *pairs, int ld, int rows, int padded) {
+  int done = (rows + 1) / 2;
+  memset(pairs + done * ld, 0, sizeof(uint32_t) * (padded / 2 - done) * ld);
+}
+
 // dst[r][c] = src[r * stride + c] for r < rows and c < width, bits of `flip` exchanged; zeros up to `padded` rows and `ld`.
 NSA_INLINE void copy_rows(void *dst, int ld, const uint16_t *src, int64_t stride, int rows, int padded, int width,
                           uint32_t flip) {
@@ -242,8 +248,7 @@ NSA_INLINE void pair_rows(uint32_t *dst, int ld, const void *src, int64_t query,
     for (; c < ld; c++)
       to[c] = 0;
   }
-  int done = (rows + 1) / 2;
-  memset(dst + done * ld, 0, sizeof(uint32_t) * (padded / 2 - done) * ld);
+  clear_pairs(dst, ld, rows, padded);
 }
 
 // dst[c][r] = src[r * stride + c] for r < rows and c < WIDTH; zeros up to `padded` rows, a multiple of DEEP, and for columns up
