@@ -107,3 +107,8 @@ class KernelDesc:
     def __str__(self) -> str:
         seen = "" if self.visible is None else f" in {self.visible}"
         return f"{self.kind}({self.dtype}, {', '.join(f'{k}={v}' for k, v in self.dims)}){seen}"
+
+
+def takes_lse(desc: KernelDesc) -> bool:
+    """Return whether a selection by compressed tokens is given the log-sum-exp of the attention over them."""
+    return dict(desc.dims).get("lse") == "given"

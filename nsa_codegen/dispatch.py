@@ -23,7 +23,7 @@ from .desc import PACKED, PAIRS, PLAIN, KernelDesc
 from .device import ExecutedKernel, GpuArtifact, device_target, emulated_target, executed_kernel, load_artifact
 from .errors import InputError
 from .index_sets import RangeSet, TopK
-from .needed import attention_of, compress_desc, pack_descs, scored_desc, select_desc
+from .needed import attention_of, compress_desc, pack_descs, scored_desc, select_desc, with_lse
 from .ops import OPS
 from .ops.stream_attention import attention_outputs
 from .pages import in_large_pages, keep_freed_memory
@@ -321,8 +321,8 @@ def _scored_attention(
     shared = {"q": q.contiguous(), "k": k.contiguous(), "q_start": q_start, "scale": scale}
     if gpu_of(q) is None:
         return run(desc, **shared, v=v.contiguous())
-    attended = run(attention_of(desc), **shared, v=v.contiguous())
-    return *attended, *run(select_desc(visible, dtype_name(q), **dims), **shared)
+    out, lse = run(attention_of(desc), **shared, v=v.contiguous())
+    return out, lse, *run(with_lse(select_desc(visible, dtype_name(q), **dims)), **shared, lse=lse)
 
 
 @fake_op("scored_attention")

@@ -29,8 +29,8 @@ _PACKAGE = Path(__file__).parent
 _EVERY = ("templates/__init__.py", "lowering.py", "tiling.py", "index_sets.py")
 EMITTERS = {
     "cpu": ("templates/cpu", "pairs.py", "runs.py", "together.py", "lowering_cpu.py", *_EVERY),
-    "cuda": ("templates/cuda", "lowering_gpu.py", "workarounds.py", *_EVERY),
-    "hip": ("templates/cuda", "lowering_gpu.py", "workarounds.py", *_EVERY),
+    "cuda": ("templates/cuda", "splits.py", "lowering_gpu.py", "workarounds.py", *_EVERY),
+    "hip": ("templates/cuda", "splits.py", "lowering_gpu.py", "workarounds.py", *_EVERY),
 }
 POOL_EMITTERS = ("runtime/pool.cpp",)
 _LONGEST_NAME = 96

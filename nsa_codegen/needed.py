@@ -44,7 +44,10 @@ def program_descs(program: Program, dtype: str, target: Target) -> tuple[KernelD
 
 
 def path_descs(program: Program, path: Path, dtype: str, target: Target) -> list[KernelDesc]:
-    """Return the descs of the kernels that one path takes; on a CPU the attention that scores blocks lists them."""
+    """Return the descs of the kernels that one path takes.
+
+    On a CPU the attention that scores blocks lists them as well; on a GPU the selection takes its log-sum-exp.
+    """
     found = []
     if isinstance(path.keys, Phi):
         phi = path.keys
@@ -67,8 +70,10 @@ def path_descs(program: Program, path: Path, dtype: str, target: Target) -> list
     phi_of_scores = program.source_of(visible)
     windows = {} if phi_of_scores is None else {"kernel": phi_of_scores.kernel, "stride": phi_of_scores.stride}
     scoring = program.source_path(visible)
-    if scoring is None or target.kind != "cpu" or program.lists_of(scoring) != path:
-        found.append(select_desc(visible, dtype, group=program.group, dk=program.head_dim, **windows))
+    is_listed = scoring is not None and program.lists_of(scoring) == path
+    if target.kind != "cpu" or not is_listed:
+        scores = select_desc(visible, dtype, group=program.group, dk=program.head_dim, **windows)
+        found.append(with_lse(scores) if is_listed else scores)
     packed = PAIRS if target.takes_pairs(dtype) else PACKED
     for source in (packed, PLAIN) if target.kind == "cpu" else (PLAIN,):
         dims = {**attention, "block": visible.block, "n": visible.n}
@@ -80,6 +85,11 @@ def path_descs(program: Program, path: Path, dtype: str, target: Target) -> list
 def select_desc(visible: TopK, dtype: str, **dims: Any) -> KernelDesc:
     """Return the desc of the selection that `visible` asks for; `dims` are group, dk, and kernel, stride of phi."""
     return KernelDesc.of("select_blocks", dtype, **_listed(visible), **dims)
+
+
+def with_lse(desc: KernelDesc) -> KernelDesc:
+    """Return the desc of a selection that is given the log-sum-exp of the attention whose weights score the blocks."""
+    return desc.replace(lse="given")
 
 
 def scored_desc(visible: TopK, dtype: str, **dims: Any) -> KernelDesc:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..desc import KernelDesc
 from ..index_sets import causal, complete, window
-from ..needed import compress_desc, needed_descs
+from ..needed import compress_desc, needed_descs, with_lse
 from ..ops import Sizes
 from ..spec import NSASpec
 from ..target import GPU_TARGETS
@@ -21,6 +21,10 @@ RAGGED = Sizes(batch=2, tokens=33, keys=33, kv_heads=2)
 TILES = Sizes(batch=1, tokens=70, keys=70, kv_heads=1)
 LATE = Sizes(batch=1, tokens=5, keys=83, kv_heads=2, q_start=78)
 SIZES = (ONE, RAGGED, TILES, LATE)
+# So many queries that thread blocks share those that see a key: of causal keys, of compressed ones, of listed blocks.
+LONG = Sizes(batch=1, tokens=200, keys=200, kv_heads=1)
+LONG_COMPRESSED = Sizes(batch=2, tokens=200, keys=49, kv_heads=2)
+LONG_LISTS = Sizes(batch=2, tokens=200, keys=19, kv_heads=2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +51,11 @@ def _compressions(dtype: str) -> list[Case]:
 
 def _selections(dtype: str, group: int) -> list[Case]:
     dims: dict[str, Any] = {"group": group, "dk": 32, "block": 16, "n": 3, "initial": 1, "local": 1}
+    by_weights = KernelDesc.of("select_blocks", dtype, method="compressed", kernel=8, stride=4, **dims)
     return [
         Case(desc=KernelDesc.of("select_blocks", dtype, method="mean_key", **dims)),
-        Case(desc=KernelDesc.of("select_blocks", dtype, method="compressed", kernel=8, stride=4, **dims)),
+        Case(desc=by_weights),
+        Case(desc=with_lse(by_weights)),
     ]
 
 
@@ -65,13 +71,22 @@ CASES: tuple[Case, ...] = (
     *_attentions("float16", 16, 32, 64),
     Case(
         desc=KernelDesc.of("stream_attention", "float16", visible=complete(8, 4), group=4, dk=32, dv=16),
-        sizes=(RAGGED, Sizes(batch=1, tokens=70, keys=16, kv_heads=1), Sizes(tokens=6, keys=20, q_start=80)),
+        sizes=(
+            RAGGED,
+            Sizes(batch=1, tokens=70, keys=16, kv_heads=1),
+            Sizes(tokens=6, keys=20, q_start=80),
+            LONG_COMPRESSED,
+        ),
     ),
-    Case(desc=KernelDesc.of("stream_attention", "bfloat16", visible=causal(), group=3, dk=64, dv=32)),
+    Case(
+        desc=KernelDesc.of("stream_attention", "bfloat16", visible=causal(), group=3, dk=64, dv=32),
+        sizes=(*SIZES, LONG),
+    ),
     Case(
         desc=KernelDesc.of(
             "gather_attention", "bfloat16", reach="all", source="plain", block=8, n=3, group=3, dk=32, dv=64
-        )
+        ),
+        sizes=(*SIZES, LONG_LISTS),
     ),
     *_selections("float16", 4),
     *_selections("bfloat16", 1),

@@ -13,6 +13,7 @@ from ..needed import pack_descs
 from ..pairs import members_kept
 from ..runs import SUMS_SCALE, reach_of
 from ..schedule import CpuSchedule, GpuSchedule
+from ..splits import most_pieces, piece_of
 from ..tiling import BlockTile, RowTile, ceil_div, padded
 from .base import Call, Extent, ExtentOf, Launch, OpDef, Sizes, Values, Work, draw, element_bytes
 from .pack_blocks import run_reference as pack
@@ -143,6 +144,30 @@ def inverse_lists(
     return torch.stack([ends - counts, ends], dim=-1), listing
 
 
+def list_pieces(starts: Tensor, *, piece: int, slots: int) -> tuple[Tensor, Tensor]:
+    """Return what thread blocks take of `starts`, as `inverse_lists` gives them, and which pieces are a block's.
+
+    The first, int32 [B, Hkv, slots + blocks, 3], has a block, begin and end each: first the pieces of lists longer than
+    `piece`, of which there are `slots` at most, so that what takes longest begins; then the whole list of every block,
+    empty if it is cut. The second, int32 [B, Hkv, blocks, 2], has each block's first piece and their number. No values
+    reach the host.
+    """
+    (begins, ends), blocks = starts.unbind(-1), starts.shape[2]
+    counts = ends - begins
+    many = torch.where(counts > piece, (counts + piece - 1) // piece, 0)
+    past = many.cumsum(-1)
+    firsts = past - many
+    own = torch.arange(blocks, device=starts.device).expand_as(begins)
+    whole = torch.stack([own, begins, torch.where(many > 0, begins, ends)], dim=-1)
+    slot = torch.arange(slots, device=starts.device).expand(*begins.shape[:2], slots).contiguous()
+    block = torch.searchsorted(past, slot, right=True)
+    used, block = block < blocks, block.clamp(max=blocks - 1)
+    begin = begins.gather(-1, block) + (slot - firsts.gather(-1, block)) * piece
+    end = torch.minimum(begin + piece, ends.gather(-1, block))
+    cut = torch.stack([block, torch.where(used, begin, 0), torch.where(used, end, 0)], dim=-1)
+    return torch.cat([cut, whole], dim=2).to(torch.int32), torch.stack([firsts, many], dim=-1).to(torch.int32)
+
+
 def _adds(lists: Tensor, *, block: int, blocks: int, q_start: int, causal: bool) -> Tensor:
     """Return whether the entries of lists [B, Hkv, T, n] stand for blocks that their queries see something of."""
     valid = (lists >= 0) & (lists < blocks)
@@ -230,10 +255,16 @@ def prepare_gpu(
         )
         values.update(zip(("steps", "listing", "members"), lists, strict=True))
     else:
-        starts, listing = inverse_lists(
+        starts, values["listing"] = inverse_lists(
             block_indices, block=block, blocks=blocks, q_start=q_start, causal=causal, lookahead=LOOKAHEAD
         )
-        values.update(starts=starts.to(torch.int32), listing=listing)
+        tokens, n = q.shape[1], block_indices.shape[3]
+        piece = piece_of(listed=n, block=block, group=desc.size("group"))
+        slots = max(1, most_pieces(tokens=tokens, listed=n, piece=piece)) if blocks else 0
+        values["pieces"], values["shared"] = list_pieces(starts, piece=piece, slots=slots)
+        for name, x in (("parts_k", k), ("parts_v", v)):
+            shape = (slots, x.shape[0], block, *x.shape[2:])
+            values[name] = torch.empty(shape, dtype=torch.float32, device=x.device)
     return attention_launch(desc, values, q=q, k=k, v=v)
 
 

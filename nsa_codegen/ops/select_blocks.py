@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..desc import KernelDesc
+from ..desc import KernelDesc, takes_lse
 from ..index_sets import complete
 from ..program import Phi
 from ..schedule import CpuSchedule, GpuSchedule
@@ -17,23 +17,33 @@ from .base import Call, Extent, ExtentOf, Launch, OpDef, Sizes, Values, Work, dr
 
 
 def make_inputs(desc: KernelDesc, sizes: Sizes, generator: torch.Generator) -> Values:
-    """Return random q and k: compressed tokens, or for `mean_key` the float32 means of the complete blocks."""
+    """Return random q and k: compressed tokens, or for `mean_key` the float32 means of the complete blocks.
+
+    Where the desc takes it, `lse` is that of the attention over them.
+    """
     group, dk = desc.size("group"), desc.size("dk")
     mean_key = desc.word("method") == "mean_key"
     if mean_key:
         length = sizes.keys // desc.size("block")
     else:
         length = Phi(kernel=desc.size("kernel"), stride=desc.size("stride")).length(sizes.keys)
-    return {
+    values: Values = {
         "q": draw(generator, desc.dtype, sizes.batch, sizes.tokens, sizes.kv_heads * group, dk),
         "k": draw(generator, "float32" if mean_key else desc.dtype, sizes.batch, length, sizes.kv_heads, dk),
         "q_start": sizes.q_start,
         "scale": dk**-0.5,
     }
+    if takes_lse(desc):
+        visible = complete(desc.size("kernel"), desc.size("stride"))
+        _, lse = reference.stream_attention(v=values["k"], visible=visible, **values)
+        values["lse"] = lse.contiguous()
+    return values
 
 
-def run_reference(desc: KernelDesc, *, q: Tensor, k: Tensor, q_start: int, scale: float) -> tuple[Tensor]:
-    """Return the indices by the eager definition; block means stand for blocks of one key each."""
+def run_reference(
+    desc: KernelDesc, *, q: Tensor, k: Tensor, q_start: int, scale: float, lse: Tensor | None = None
+) -> tuple[Tensor]:
+    """Return the indices by the eager definition, whatever `lse` is; block means stand for blocks of one key each."""
     if desc.word("method") == "mean_key":  # a block of equal keys has them as its mean
         k = k.repeat_interleave(desc.size("block"), dim=1)
         tail = q_start + q.shape[1] - k.shape[1]
@@ -87,8 +97,17 @@ def extent(desc: KernelDesc, schedule: CpuSchedule) -> ExtentOf:
     return of
 
 
-def prepare_gpu(desc: KernelDesc, schedule: GpuSchedule, *, q: Tensor, k: Tensor, q_start: int, scale: float) -> Launch:
-    """Return the launch; it takes no working memory.
+def prepare_gpu(
+    desc: KernelDesc,
+    schedule: GpuSchedule,
+    *,
+    q: Tensor,
+    k: Tensor,
+    q_start: int,
+    scale: float,
+    lse: Tensor | None = None,
+) -> Launch:
+    """Return the launch, with the `lse` of the attention over k where the desc takes it; it takes no working memory.
 
     Without tokens to score, one of zeros stands for them: all blocks are then alike, but for the first, which ties
     are resolved to anyway.
@@ -98,7 +117,7 @@ def prepare_gpu(desc: KernelDesc, schedule: GpuSchedule, *, q: Tensor, k: Tensor
         k = k.new_zeros((batch, 1, k.shape[2], dim))
     shape = (batch, tokens, k.shape[2], desc.size("n"))
     indices = torch.empty(shape, dtype=torch.int32, device=q.device)
-    values: Values = {"q": q, "k": k, "indices": indices, "q_start": q_start, "scale": scale}
+    values: Values = {"q": q, "k": k, "lse": lse, "indices": indices, "q_start": q_start, "scale": scale}
     return Launch(tasks=indices.numel(), values=values, outputs=(indices,))
 
 

@@ -14,6 +14,7 @@ from ..index_sets import RangeSet, causal, complete, everything, first, window
 from ..pairs import rows_behind
 from ..runs import KEYS_PER_TASK, Runs, keys_passed
 from ..schedule import CpuSchedule, GpuSchedule
+from ..splits import is_split, splits_of
 from ..tiling import RowTile, ceil_div, padded
 from ..together import most_together, shared_evenly
 from .base import Call, Extent, ExtentOf, Launch, OpDef, Sizes, Values, Work, draw, element_bytes, scratch
@@ -172,7 +173,12 @@ def run_sums(found: Extent, *, k: Tensor, v: Tensor, parts_k: Tensor, parts_v: T
 
 def prepare_gpu(desc: KernelDesc, schedule: GpuSchedule, *, q: Tensor, k: Tensor, v: Tensor, **rest: Any) -> Launch:
     """Return the launch of the forward or of one part of the backward; without keys nothing is left to compute."""
-    return attention_launch(desc, {"q": q, "k": k, "v": v, **rest}, q=q, k=k, v=v)
+    values: Values = {"q": q, "k": k, "v": v, **rest}
+    if desc.direction == "bwd" and desc.word("part") == "keys" and is_split(desc.streamed):
+        splits = splits_of(tokens=q.shape[1], keys=k.shape[1], group=desc.size("group"))
+        for name, x in (("parts_k", k), ("parts_v", v)):
+            values[name] = torch.empty((splits, *x.shape), dtype=torch.float32, device=x.device)
+    return attention_launch(desc, values, q=q, k=k, v=v)
 
 
 def attention_launch(desc: KernelDesc, values: Values, *, q: Tensor, k: Tensor, v: Tensor) -> Launch:

@@ -127,17 +127,20 @@ def listed_blocks(
 
 
 @functools.lru_cache(maxsize=4096)
-def listing_queries(*, tokens: int, keys: int, q_start: int, block: int, queries: int) -> Steps:
+def listing_queries(*, tokens: int, keys: int, q_start: int, block: int, queries: int, piece: int) -> tuple[Steps, int]:
     """Return the steps of blocks of keys over the queries that list them, `queries` a step, for causal random lists.
 
-    A desc of that loop does not say how many blocks a query lists: `NOMINAL_LISTED`.
+    Lists longer than `piece` are cut into pieces, whose number comes second, and leave an empty one. A desc of that
+    loop does not say how many blocks a query lists: `NOMINAL_LISTED`.
     """
     positions = np.arange(q_start, q_start + tokens)
     share = np.minimum(1.0, NOMINAL_LISTED / (positions // block + 1))
     later = np.concatenate([np.cumsum(share[::-1])[::-1], [0.0]])
-    starts = np.clip(np.arange(0, max(keys, 1), block) - q_start, 0, tokens)
-    steps = np.ceil(later[starts] / queries)
-    return Steps(tiles=len(steps), total=float(steps.sum()), longest=float(steps.max()))
+    listing = later[np.clip(np.arange(0, max(keys, 1), block) - q_start, 0, tokens)]
+    pieces = int(np.ceil(listing[listing > piece] / piece).sum())
+    total = float(np.ceil(listing / queries).sum())
+    longest = float(np.ceil(np.minimum(listing, piece) / queries).max())
+    return Steps(tiles=len(listing) + pieces, total=total, longest=longest), pieces
 
 
 def _first_query(hi: Bound, key: Array, tokens: int, q_start: int) -> Array:

@@ -8,18 +8,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..desc import KernelDesc
+from ..desc import KernelDesc, takes_lse
 from ..index_sets import complete
 from ..program import Phi
 from ..schedule import GpuSchedule, shared_bytes
+from ..splits import is_split, piece_of, splits_of
 from ..tiling import BlockTile, RowTile, ceil_div, padded
-from .counts import Array, Steps, listed_blocks, listing_queries, steps_over_keys, steps_over_queries
+from .counts import (
+    NOMINAL_LISTED,
+    Array,
+    Steps,
+    listed_blocks,
+    listing_queries,
+    steps_over_keys,
+    steps_over_queries,
+)
 from .gpu_launch import FLOAT, HALF, PLAIN_COPY, SEES, STEP, WEIGHT, GpuLaunch, Product, part_of, traffic
 
 if TYPE_CHECKING:
     from ..ops import Sizes
 
 DELTA_ROWS, DELTA_THREADS = 32, 128
+ADDED_ROWS, ADDED_THREADS = 16, 128
 NEIGHBOURS_SHARE = 0.5  # of a query's list that its tile's other queries have too: between chance and sameness
 OFFER = 8  # instructions of a block that is offered to a list and not taken
 
@@ -32,7 +42,14 @@ def stream_launches(desc: KernelDesc, schedule: GpuSchedule, sizes: Sizes) -> It
     if part == "keys":
         tile = RowTile.of(desc.size("group"), schedule.key_tile)
         steps = steps_over_queries(visible, wide=schedule.rows, queries=tile.queries, **where)
-        yield _over_queries(desc, schedule, sizes, steps, tile, rows=schedule.rows, lower=lower)
+        if not is_split(visible):
+            yield _over_queries(desc, schedule, sizes, steps, tile, rows=schedule.rows, lower=lower)
+            return
+        splits = splits_of(tokens=sizes.tokens, keys=sizes.keys, group=desc.size("group"))
+        steps = replace(steps, tiles=steps.tiles * splits, longest=-(-steps.longest // splits))
+        parts = float(splits * sizes.keys)
+        yield _over_queries(desc, schedule, sizes, steps, tile, rows=schedule.rows, lower=lower, parts=parts)
+        yield _sums(desc, sizes, blocks=ceil_div(sizes.keys, ADDED_ROWS), rows=sizes.keys, parts=parts)
         return
     tile = RowTile.of(desc.size("group"), schedule.rows)
     steps, _ = steps_over_keys(visible, queries=tile.queries, width=schedule.key_tile, **where)
@@ -45,12 +62,15 @@ def gather_launches(desc: KernelDesc, schedule: GpuSchedule, sizes: Sizes) -> It
     if part_of(desc) == "keys":
         tile = RowTile.of(desc.size("group"), schedule.key_tile)
         rows = min(padded(block), schedule.rows)
-        listing = listing_queries(
-            tokens=sizes.tokens, keys=sizes.keys, q_start=sizes.q_start, block=block, queries=tile.queries
+        piece = piece_of(listed=NOMINAL_LISTED, block=block, group=desc.size("group"))
+        listing, pieces = listing_queries(
+            tokens=sizes.tokens, keys=sizes.keys, q_start=sizes.q_start, block=block, queries=tile.queries, piece=piece
         )
-        parts = ceil_div(block, rows)
-        steps = replace(listing, tiles=listing.tiles * parts, total=listing.total * parts)
-        yield _over_queries(desc, schedule, sizes, steps, tile, rows=rows, lower=True)
+        tiles, runs = ceil_div(block, rows), ceil_div(block, ADDED_ROWS)
+        steps = replace(listing, tiles=listing.tiles * tiles, total=listing.total * tiles)
+        parts = float(pieces * block)
+        yield _over_queries(desc, schedule, sizes, steps, tile, rows=rows, lower=True, parts=parts)
+        yield _sums(desc, sizes, blocks=ceil_div(sizes.keys, block) * runs, rows=min(sizes.keys, parts), parts=parts)
         return
     tile = RowTile.of(desc.size("group"), schedule.rows)
     blocks = BlockTile.of(block, desc.size("n"), tile.queries, schedule.key_tile)
@@ -78,6 +98,7 @@ def _over_keys(
     part, dk, dv, group = part_of(desc), desc.size("dk"), desc.size("dv"), desc.size("group")
     rows, scores, heads = schedule.rows, schedule.rows * width, sizes.batch * sizes.kv_heads
     depth = dv if part == "forward" else dk
+    read = min(sizes.keys, steps.total * width)  # few queries do not read all keys
     products = [Product(rows=rows, columns=width, depth=dk)]
     if part == "queries":
         products.append(Product(rows=rows, columns=width, depth=dv))
@@ -99,7 +120,7 @@ def _over_keys(
         barriers=2,
         head=rows * row_bytes + lists,
         tail=rows * (HALF * depth + FLOAT),
-        unique=heads * (sizes.tokens * group * (row_bytes + HALF * depth + FLOAT) + sizes.keys * HALF * (dk + dv)),
+        unique=heads * (sizes.tokens * group * (row_bytes + HALF * depth + FLOAT) + read * HALF * (dk + dv)),
         reach=HALF * (dk + dv) * (sizes.keys if lists else steps.longest * width),
         row=steps.tiles * tile.chunks,
         shared=shared_bytes(replace(schedule, key_tile=width), desc) + lists,
@@ -110,9 +131,20 @@ def _over_keys(
 
 
 def _over_queries(
-    desc: KernelDesc, schedule: GpuSchedule, sizes: Sizes, steps: Steps, tile: RowTile, *, rows: int, lower: bool
+    desc: KernelDesc,
+    schedule: GpuSchedule,
+    sizes: Sizes,
+    steps: Steps,
+    tile: RowTile,
+    *,
+    rows: int,
+    lower: bool,
+    parts: float = 0.0,
 ) -> GpuLaunch:
-    """Return the launch of a loop over (query, head) rows past a tile of keys: the keys' part."""
+    """Return the launch of a loop over (query, head) rows past a tile of keys: the keys' part.
+
+    Of each head, `parts` rows of sums are left in float32.
+    """
     dk, dv, width = desc.size("dk"), desc.size("dv"), schedule.key_tile
     scores, heads = rows * width, sizes.batch * sizes.kv_heads
     copied = width * (HALF * (dk + dv) + 2 * FLOAT)
@@ -136,14 +168,30 @@ def _over_queries(
         copied=copied,
         barriers=5,
         head=rows * HALF * (dk + dv),
-        tail=rows * HALF * (dk + dv),
+        tail=rows * (FLOAT if parts else HALF) * (dk + dv),
         unique=heads
-        * (sizes.tokens * desc.size("group") * (HALF * (dk + dv) + 2 * FLOAT) + 2 * sizes.keys * HALF * (dk + dv)),
+        * (
+            sizes.tokens * desc.size("group") * (HALF * (dk + dv) + 2 * FLOAT)
+            + (2 * HALF * sizes.keys + FLOAT * parts) * (dk + dv)
+        ),
         shared=shared_bytes(replace(schedule, rows=rows), desc),
         held=rows * (dk + dv) / schedule.threads,
         passing=2.5 * scores / schedule.threads,
         depth=dk,
         plain=True,
+    )
+
+
+def _sums(desc: KernelDesc, sizes: Sizes, *, blocks: int, rows: float, parts: float) -> GpuLaunch:
+    """Return the launch that adds up `parts` rows of sums to `rows` of gradients, in `blocks` thread blocks a head."""
+    width = desc.size("dk") + desc.size("dv")
+    return traffic(
+        "sums",
+        blocks * sizes.batch * sizes.kv_heads,
+        width * (FLOAT * parts + HALF * rows) / max(blocks, 1),
+        ADDED_THREADS,
+        width * parts / max(blocks, 1),
+        max(1.0, parts / max(rows, 1.0)),
     )
 
 
@@ -173,7 +221,7 @@ def _scored(desc: KernelDesc, sizes: Sizes, queries: int) -> tuple[Array, Array]
 
 
 def _compressed(desc: KernelDesc, schedule: GpuSchedule, sizes: Sizes) -> GpuLaunch:
-    """Compressed tokens pass by twice: for maximum and sum of the softmax, and for the scores of blocks."""
+    """Compressed tokens pass by for the scores of blocks; before, for maximum and sum of the softmax, if need be."""
     dk, group, rows, width = desc.size("dk"), desc.size("group"), schedule.rows, schedule.key_tile
     stride, kernel, heads = desc.size("stride"), desc.size("kernel"), sizes.batch * sizes.kv_heads
     tile, per_block = RowTile.of(group, rows), desc.size("block") // stride
@@ -181,7 +229,8 @@ def _compressed(desc: KernelDesc, schedule: GpuSchedule, sizes: Sizes) -> GpuLau
     keys, in_tile = Phi(kernel=kernel, stride=stride).length(sizes.keys), ceil_div(width, per_block)
     (seen,) = complete(kernel, stride).ranges
     ends = np.clip((last + seen.hi.offset) // stride, 0, keys)
-    steps = np.where(scored > 0, -(-ends // width), 0) + -(-scored * per_block // width)
+    given = takes_lse(desc)
+    steps = -(-scored * per_block // width) + (0 if given else np.where(scored > 0, -(-ends // width), 0))
     line = tile.queries * (width + in_tile + per_block)
     return _selection(
         desc, schedule, sizes, steps,
@@ -191,7 +240,8 @@ def _compressed(desc: KernelDesc, schedule: GpuSchedule, sizes: Sizes) -> GpuLau
         staged=2 * FLOAT * (rows * width + line),
         copied=HALF * width * dk,
         tail=4 * tile.queries * desc.size("n"),
-        unique=heads * (sizes.tokens * (group * dk * HALF + 4 * desc.size("n")) + keys * dk * HALF),
+        unique=heads
+        * (sizes.tokens * (group * (dk * HALF + FLOAT * given) + 4 * desc.size("n")) + keys * dk * HALF),
         shared=HALF * dk * (rows + schedule.stages * width) + FLOAT * (rows * (width + 8) + line),
     )  # fmt: skip
 

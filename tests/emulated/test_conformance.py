@@ -12,12 +12,13 @@ from cases import assert_accurate, assert_selected, compare_gradients, nan_fille
 
 from nsa_codegen import dispatch, functional
 from nsa_codegen.conformance import CASES, ORDERS, TARGETS, check, run_op
-from nsa_codegen.conformance.cases import LATE, RAGGED, SHIPPED, TILES
+from nsa_codegen.conformance.cases import LATE, LONG_COMPRESSED, LONG_LISTS, RAGGED, SHIPPED, TILES
 from nsa_codegen.conformance.check import has_backward
 from nsa_codegen.conformance.results import merged
 from nsa_codegen.device import emulated
 from nsa_codegen.needed import backward_descs
 from nsa_codegen.ops import OPS
+from nsa_codegen.splits import is_split, piece_of, splits_of
 from nsa_codegen.target import GPU_TARGETS
 
 ARCHES = ("sm_80", "sm_90a", "sm_120a")
@@ -175,6 +176,32 @@ def test_equal_bits_in_every_order_and_batch_row(on, desc, arch):
         twice = run_op(desc, doubled)
         assert_same_bits([x[1] for x in twice], [x[0] for x in twice])
         assert_same_bits([x[0] for x in twice], [x[0] for x in first[:2]])
+
+
+@pytest.mark.parametrize("sizes", [LONG_COMPRESSED, LONG_LISTS], ids=["compressed", "lists"])
+def test_gradients_of_keys_that_many_share_have_equal_bits_in_every_order_and_batch_row(on, sizes):
+    """Against kf09 and kf12: thread blocks share the queries that see a key, and their sums are added in one order."""
+    desc = next(case.desc for case in CASES if sizes in case.sizes)
+    values = draw_inputs(desc, sizes, 11)
+    if desc.op == "gather_attention":
+        piece = piece_of(listed=desc.size("n"), block=desc.size("block"), group=desc.size("group"))
+        lists = values["block_indices"]
+        assert all(int((lists == j).any(dim=-1).sum()) > piece for j in range(3))
+    else:
+        assert is_split(desc.streamed)
+        assert splits_of(tokens=sizes.tokens, keys=sizes.keys, group=desc.size("group")) > 2
+    with on("sm_90a"):
+        first = attend(desc, values)
+    for order, seed in (("reverse", 0), ("random", 5)):
+        with on("sm_90a", order=order, seed=seed):
+            assert_same_bits(attend(desc, values), first)
+    leaves = {name: values[name][:1].clone().requires_grad_() for name in ("q", "k", "v")}
+    alone = {n: x[:1] if isinstance(x, torch.Tensor) else x for n, x in values.items()}
+    generator = torch.Generator().manual_seed(3)
+    dout, dlse = (torch.randn(x.shape, generator=generator).to(x.dtype)[:1] for x in first[:2])
+    with on("sm_90a"), nan_filled():
+        grads = torch.autograd.grad(run_op(desc, {**alone, **leaves}), list(leaves.values()), (dout, dlse))
+    assert_same_bits(grads, [x[:1] for x in first[2:]])
 
 
 @pytest.mark.parametrize("arch", ARCHES)

@@ -236,6 +236,40 @@ def test_a_64_bit_index_makes_a_gather_scalar():
     assert not re.search(r"cp_async_gs\w*<16>", wide)
 
 
+def stored_either_way():
+    """Rows up to a limit go to one tensor, the others to one of 16 bits."""
+    size = T.dynamic("size")
+
+    @T.prim_func
+    def store(
+        x: T.Tensor((size, TILE), "float32"),
+        wide: T.Tensor((size, TILE), "float32"),
+        narrow: T.Tensor((size, TILE), "float16"),
+        limit: T.int32,
+    ):
+        with T.Kernel(size, threads=32) as row:
+            held = T.alloc_fragment((TILE,), "float32")
+            T.copy(x[row, :], held)
+            for c in T.Parallel(TILE):
+                if row < limit:
+                    wide[row, c] = held[c]
+                else:
+                    narrow[row, c] = held[c]
+
+    return store
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_an_else_of_stores_with_a_conversion_is_lost(cache, arch):
+    """A loop with a conversion in it: both branches store whatever the condition, one of them what it never set."""
+    x, wide, narrow = torch.ones(4, TILE), torch.full((4, TILE), -1.0), torch.full((4, TILE), -1.0, dtype=torch.half)
+    artifact = lower(stored_either_way(), arch)
+    run(artifact, arch, cache, [x, wide, narrow, 2])
+    assert torch.equal(wide[:2], x[:2]) and torch.equal(narrow[2:], x[2:].half())
+    assert not torch.equal(wide[2:], torch.full_like(wide[2:], -1.0))
+    assert not torch.equal(narrow[:2], torch.full_like(narrow[:2], -1.0))
+
+
 @pytest.mark.parametrize(("stride", "lowers"), [(16384, True), (32768, False), (65536, True), (98304, False)])
 def test_a_constant_stride_is_taken_for_a_number_of_lanes(stride, lowers):
     """CPU: all but one index of the address are constants; what is left of the stride in 16 bits is held for lanes."""

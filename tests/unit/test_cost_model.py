@@ -284,10 +284,18 @@ def test_listed_blocks_are_those_of_lists_drawn_at_random(queries: int) -> None:
 
 
 def test_listing_queries_counts_every_entry_of_the_lists() -> None:
-    steps = counts.listing_queries(tokens=4096, keys=4096, q_start=0, block=64, queries=1)
+    steps, pieces = counts.listing_queries(tokens=4096, keys=4096, q_start=0, block=64, queries=1, piece=4096)
     entries = sum(min(counts.NOMINAL_LISTED, t // 64 + 1) for t in range(4096))
     assert steps.tiles == 64 and steps.total == pytest.approx(entries, rel=0.02)
-    assert steps.longest == pytest.approx(1024 + sum(16 / (t // 64 + 1) for t in range(1024, 4096)), rel=0.01)
+    longest = 1024 + sum(16 / (t // 64 + 1) for t in range(1024, 4096))
+    assert pieces == 0 and steps.longest == pytest.approx(longest, rel=0.01)
+
+
+def test_long_lists_are_cut_into_pieces() -> None:
+    whole, _ = counts.listing_queries(tokens=4096, keys=4096, q_start=0, block=64, queries=4, piece=4096)
+    steps, pieces = counts.listing_queries(tokens=4096, keys=4096, q_start=0, block=64, queries=4, piece=1200)
+    assert pieces > 0 and steps.tiles == 64 + pieces  # a list that is cut leaves an empty one
+    assert steps.longest == 300 and steps.total == whole.total
 
 
 def test_spearman_is_the_correlation_of_ranks() -> None:

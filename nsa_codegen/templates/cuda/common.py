@@ -238,6 +238,30 @@ def row_deltas(depth: int) -> Any:
     return set_deltas
 
 
+ADDED_ROWS = 16  # keys of a thread block that adds up what several have left of their gradients
+ADDED_THREADS = 128
+
+
+def add_parts(depth: int) -> Any:
+    """Return the macro that adds up `count` of `parts` [any, batch, rows, heads, depth] from `first` on.
+
+    The sums of `ADDED_ROWS` rows from `row` on, or of as many as there are, go to `grad` from the key `j0` on.
+    """
+
+    @T.macro
+    def add(parts, grad, first, count, row, rows, j0, h, b):
+        sums = T.alloc_fragment((ADDED_ROWS, depth), "float32")
+        T.fill(sums, 0)
+        for part in T.serial(count):
+            for i, c in T.Parallel(ADDED_ROWS, depth):
+                sums[i, c] += parts[first + part, b, row + T.min(i, rows - 1), h, c]
+        for i, c in T.Parallel(ADDED_ROWS, depth):
+            if i < rows:
+                grad[b, j0 + i, h, c] = sums[i, c]
+
+    return add
+
+
 def log2_lse(rows: int) -> Any:
     """Return the macro that turns log-sum-exp into log2 units; a row that saw no key gets 0: its weights are masked."""
 

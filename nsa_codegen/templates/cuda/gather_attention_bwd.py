@@ -11,11 +11,14 @@ import tilelang.language as T
 from ...desc import KernelDesc
 from ...schedule import GpuSchedule
 from ...target import GpuTarget
-from ...tiling import BlockTile, RowTile, padded
+from ...tiling import BlockTile, RowTile, ceil_div, padded
 from .common import (
+    ADDED_ROWS,
+    ADDED_THREADS,
     DELTA_ROWS,
     DELTA_THREADS,
     LOG2_E,
+    add_parts,
     is_listed,
     is_row,
     load_blocks,
@@ -122,15 +125,17 @@ def queries_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
 def keys_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
     """Return the kernel q, k, v, inverse index, lse, delta, dout -> dk, dv; its rows are the keys of one block.
 
-    A block larger than the tile takes several thread blocks.
+    A block larger than the tile takes several thread blocks. `pieces` are a block, begin and end in `listing` each:
+    `slots` of what long lists are cut into, then the lists of all blocks, those empty. The former leave `parts_k` and
+    `parts_v`, of which `shared` says for each block the first and how many are its, to be added up.
     """
     dtype, group, dk, dv = desc.dtype, desc.size("group"), desc.size("dk"), desc.size("dv")
     block, causal, width = desc.size("block"), desc.word("reach") == "causal", schedule.key_tile
     rows = min(padded(block), schedule.rows)
-    parts = -(-block // rows)
+    tiles, runs = ceil_div(block, rows), ceil_div(block, ADDED_ROWS)
     tile = RowTile.of(group, width)
     batch, tokens, keys, kv_heads = (T.dynamic(n) for n in ("batch", "tokens", "keys", "kv_heads"))
-    blocks, entries = (T.dynamic(n) for n in ("blocks", "entries"))
+    blocks, entries, every, slots = (T.dynamic(n) for n in ("blocks", "entries", "every", "slots"))
 
     @T.macro
     def load_listed(x, staged, listing, first, chunk, b, h):
@@ -152,22 +157,38 @@ def keys_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
                 h * group + T.min(row_head(tile, i, chunk), group - 1),
             ]
 
+    def store_sums(depth: int) -> Any:
+        @T.macro
+        def store(sums, grad, parts, piece, inner, j0, slots, keys, h, b):
+            """Write the gradients of a whole list where they belong, those of a piece of one to its slot."""
+            for j, c in T.Parallel(rows, depth):
+                if T.And(piece < slots, inner + j < block):
+                    parts[piece, b, inner + j, h, c] = sums[j, c]
+            for j, c in T.Parallel(rows, depth):  # not an else, which TileLang loses: docs/upstream.md
+                if T.And(piece >= slots, T.And(inner + j < block, j0 + j < keys)):
+                    grad[b, j0 + j, h, c] = sums[j, c]
+
+        return store
+
     @T.prim_func
     def gather_attention_keys(
         q: T.Tensor((batch, tokens, kv_heads * group, dk), dtype),
         k: T.Tensor((batch, keys, kv_heads, dk), dtype),
         v: T.Tensor((batch, keys, kv_heads, dv), dtype),
-        starts: T.Tensor((batch, kv_heads, blocks, 2), "int32"),
+        pieces: T.Tensor((batch, kv_heads, every, 3), "int32"),
         listing: T.Tensor((batch, kv_heads, entries), "int32"),
+        shared: T.Tensor((batch, kv_heads, blocks, 2), "int32"),
         lse: T.Tensor((batch, tokens, kv_heads * group), "float32"),
         delta: T.Tensor((batch, tokens, kv_heads * group), "float32"),
         dout: T.Tensor((batch, tokens, kv_heads * group, dv), dtype),
+        parts_k: T.Tensor((slots, batch, block, kv_heads, dk), "float32"),
+        parts_v: T.Tensor((slots, batch, block, kv_heads, dv), "float32"),
         grad_k: T.Tensor((batch, keys, kv_heads, dk), dtype),
         grad_v: T.Tensor((batch, keys, kv_heads, dv), dtype),
         q_start: T.int32,
         scale: T.float32,
     ):
-        with T.Kernel(blocks * parts, kv_heads, batch, threads=schedule.threads) as (x, h, b):
+        with T.Kernel(every * tiles, kv_heads, batch, threads=schedule.threads) as (x, h, b):
             k_tile = T.alloc_shared((rows, dk), dtype)
             v_tile = T.alloc_shared((rows, dv), dtype)
             q_tile = T.alloc_shared((width, dk), dtype)
@@ -180,10 +201,12 @@ def keys_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
             weights = T.alloc_shared((rows, width), dtype)
             sum_k = T.alloc_fragment((rows, dk), "float32")
             sum_v = T.alloc_fragment((rows, dv), "float32")
-            begin, past, count = (T.alloc_var("int32") for _ in range(3))
-            j0 = T.truncdiv(x, parts) * block + T.truncmod(x, parts) * rows
-            begin = starts[b, h, T.truncdiv(x, parts), 0]
-            past = starts[b, h, T.truncdiv(x, parts), 1]
+            j0, begin, past, count = (T.alloc_var("int32") for _ in range(4))
+            piece = T.truncdiv(x, tiles)
+            inner = T.truncmod(x, tiles) * rows  # the first of the tile's keys within its block
+            j0 = pieces[b, h, piece, 0] * block + inner
+            begin = pieces[b, h, piece, 1]
+            past = pieces[b, h, piece, 2]
             count = T.ceildiv(past - begin, tile.queries) * tile.chunks
             T.copy(k[b, j0 : j0 + rows, h, :], k_tile)
             T.copy(v[b, j0 : j0 + rows, h, :], v_tile)
@@ -219,10 +242,17 @@ def keys_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
                 T.copy(ds, weights)
                 T.gemm(weights, q_tile, sum_k, policy=T.GemmWarpPolicy.Square)
             for j, c in T.Parallel(rows, dk):
-                if T.And(j0 + j < keys, T.truncmod(x, parts) * rows + j < block):
-                    grad_k[b, j0 + j, h, c] = sum_k[j, c] * scale
-            for j, c in T.Parallel(rows, dv):
-                if T.And(j0 + j < keys, T.truncmod(x, parts) * rows + j < block):
-                    grad_v[b, j0 + j, h, c] = sum_v[j, c]
+                sum_k[j, c] = sum_k[j, c] * scale
+            store_sums(dk)(sum_k, grad_k, parts_k, piece, inner, j0, slots, keys, h, b)
+            store_sums(dv)(sum_v, grad_v, parts_v, piece, inner, j0, slots, keys, h, b)
+        with T.Kernel(blocks * runs, kv_heads, batch, threads=ADDED_THREADS) as (x, h, b):
+            first, count, filled = (T.alloc_var("int32") for _ in range(3))
+            inner = T.truncmod(x, runs) * ADDED_ROWS
+            j0 = T.truncdiv(x, runs) * block + inner
+            first = shared[b, h, T.truncdiv(x, runs), 0]
+            count = shared[b, h, T.truncdiv(x, runs), 1]
+            filled = T.if_then_else(count > 0, T.min(block - inner, keys - j0), 0)
+            add_parts(dk)(parts_k, grad_k, first, count, inner, filled, j0, h, b)
+            add_parts(dv)(parts_v, grad_v, first, count, inner, filled, j0, h, b)
 
     return gather_attention_keys

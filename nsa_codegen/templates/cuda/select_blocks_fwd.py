@@ -1,21 +1,22 @@
 """Block selection, forward: block scores and their top-n, with no score matrix in memory (paper eq. 8-12).
 
-A thread block is a tile of queries of one key/value head. `compressed` streams the compressed tokens twice: for the
-softmax's maximum and sum, then for block scores, which go to the queries' running lists. `mean_key` scores the group's
-summed query against the mean key of each complete block.
+A thread block is a tile of queries of one key/value head. `compressed` streams the compressed tokens for block scores,
+which go to the queries' running lists; before that, for the softmax's maximum and sum, unless the attention over the
+same tokens has left its log-sum-exp. `mean_key` scores the group's summed query against the mean key of each complete
+block.
 """
 
 from typing import Any
 
 import tilelang.language as T
 
-from ...desc import KernelDesc
+from ...desc import KernelDesc, takes_lse
 from ...errors import ScheduleError
 from ...index_sets import complete
 from ...schedule import GpuSchedule
 from ...target import GpuTarget
 from ...tiling import RowTile, ceil_div
-from .common import LOG2_E, bound_at, load_rows, negative_infinity, row_query
+from .common import LOG2_E, bound_at, load_row_values, load_rows, negative_infinity, row_query
 from .top_blocks import BestBlocks, clear_lists, offer_blocks, write_indices
 
 PADDING = 8  # float32 columns that keep the rows of a tile of accumulators in different banks
@@ -29,7 +30,7 @@ def get_select_blocks_fwd_kernel(desc: KernelDesc, schedule: GpuSchedule, target
 
 
 def compressed_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
-    """Return the kernel of the paper's selection; a tile's rows hold all heads of a group.
+    """Return the kernel of the paper's selection, q, k, and `lse` if given, -> indices; a tile holds whole groups.
 
     Block j is scored when its last compressed token has passed. What it takes from the tile before, at most `history`
     sums over the group's heads, is carried over, so that every block is summed in the same order.
@@ -46,7 +47,7 @@ def compressed_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
         )
     history = per_window - 1 + (0 if width % per_block == 0 else per_block - 1)
     in_tile, most = ceil_div(width, per_block), min(per_block, per_window)
-    best = BestBlocks.of(desc, queries, threads)
+    best, given = BestBlocks.of(desc, queries, threads), takes_lse(desc)
     batch, tokens, keys, kv_heads = (T.dynamic(n) for n in ("batch", "tokens", "keys", "kv_heads"))
 
     @T.macro
@@ -88,6 +89,111 @@ def compressed_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
             if item < queries * history:
                 line[T.truncdiv(item, history), T.truncmod(item, history)] = kept[e]
 
+    @T.macro
+    def add_to_totals(s, top, total, before, scaled, summed):
+        """Take a tile of scores into the running maximum and sum of each row."""
+        T.copy(top, before)
+        T.reduce_max(s, top, dim=1, clear=False)
+        for i in T.Parallel(rows):
+            scaled[i] = T.if_then_else(top[i] == negative_infinity(), 0.0, top[i])
+        for i, j in T.Parallel(rows, width):
+            s[i, j] = T.exp2(s[i, j] - scaled[i])
+        T.reduce_sum(s, summed, dim=1)
+        for i in T.Parallel(rows):
+            total[i] = total[i] * T.exp2(before[i] - scaled[i]) + summed[i]
+
+    @T.macro
+    def score_blocks(s, weights, line, offered, scores, blocks, top, total, scaled, summed, j0, first, thread):
+        """Turn a tile of scores into weights, and offer the blocks that end in it to the queries from `first` on."""
+        for i in T.Parallel(rows):
+            scaled[i] = T.if_then_else(total[i] > 0, top[i], 0.0)
+            summed[i] = T.if_then_else(total[i] > 0, 1.0 / total[i], 0.0)
+        for i, j in T.Parallel(rows, width):
+            weights[i, j] = T.exp2(s[i, j] - scaled[i]) * summed[i]
+        sum_heads(weights, line, thread)
+        sum_blocks(line, offered, thread, T.truncmod(j0, per_block))
+        offer_blocks(best, in_tile)(
+            offered,
+            scores,
+            blocks,
+            thread,
+            T.truncdiv(j0, per_block),
+            T.truncdiv(j0 + width, per_block),
+            first,
+        )
+        if history:
+            carry(line, thread)
+
+    @T.macro
+    def list_blocks(q, k, lse, indices, q_start, scale, x, h, b):
+        q_tile = T.alloc_shared((rows, dk), dtype)
+        k_tile = T.alloc_shared((width, dk), dtype)
+        weights = T.alloc_shared((rows, width + PADDING), "float32")
+        line = T.alloc_shared((queries, history + width), "float32")
+        offered = T.alloc_shared((queries, in_tile + 1), "float32")
+        s = T.alloc_fragment((rows, width), "float32")
+        top = T.alloc_fragment((rows,), "float32")
+        total = T.alloc_fragment((rows,), "float32")
+        before = T.alloc_fragment((rows,), "float32")
+        scaled = T.alloc_fragment((rows,), "float32")
+        summed = T.alloc_fragment((rows,), "float32")
+        ends = T.alloc_fragment((rows,), "int32")
+        scores = T.alloc_local((best.each, best.slots), "float32")
+        blocks = T.alloc_local((best.each, best.slots), "int32")
+        t0, last, scored, passes, steps = (T.alloc_var("int32") for _ in range(5))
+        thread = T.get_thread_binding()
+        t0 = (T.ceildiv(tokens, queries) - 1 - x) * queries  # the longest first
+        last = q_start + T.min(t0 + queries, tokens) - 1
+        scored = best.candidates(last)
+        passes = 0 if given else T.if_then_else(scored > 0, T.ceildiv(bound_at(seen.hi, last, keys), width), 0)
+        steps = passes + T.ceildiv(scored * per_block, width)
+        load_rows(tile, group, dk)(q, q_tile, b, h, t0, 0, tokens)
+        for i in T.Parallel(rows):
+            ends[i] = bound_at(seen.hi, q_start + t0 + row_query(tile, i), keys)
+        if given:
+            load_row_values(tile, group)(lse, top, b, h, t0, 0, tokens)
+            for i in T.Parallel(rows):
+                total[i] = T.if_then_else(top[i] == negative_infinity(), 0.0, 1.0)
+                top[i] = top[i] * LOG2_E
+        else:
+            T.fill(total, 0)
+            T.fill(top, negative_infinity())
+        clear_lists(best)(scores, blocks)
+        if history:
+            for i, c in T.Parallel(queries, history):
+                line[i, c] = 0.0
+        for step in T.Pipelined(steps, num_stages=schedule.stages):
+            j0 = (step if given else step - passes * T.cast(step >= passes, "int32")) * width
+            T.copy(k[b, j0 : j0 + width, h, :], k_tile)
+            T.clear(s)
+            T.gemm(q_tile, k_tile, s, transpose_B=True, policy=T.GemmWarpPolicy.FullRow)
+            for i, j in T.Parallel(rows, width):
+                s[i, j] = T.if_then_else(j0 + j < ends[i], s[i, j] * (scale * LOG2_E), negative_infinity())
+            held = (s, weights, line, offered, scores, blocks, top, total, scaled, summed)
+            if given:
+                score_blocks(*held, j0, q_start + t0, thread)
+            elif step < passes:
+                add_to_totals(s, top, total, before, scaled, summed)
+            else:
+                score_blocks(*held, j0, q_start + t0, thread)
+        write_indices(best)(blocks, indices, thread, b, h, t0, tokens, q_start)
+
+    if given:
+
+        @T.prim_func
+        def select_weighed_blocks(
+            q: T.Tensor((batch, tokens, kv_heads * group, dk), dtype),
+            k: T.Tensor((batch, keys, kv_heads, dk), dtype),
+            lse: T.Tensor((batch, tokens, kv_heads * group), "float32"),
+            indices: T.Tensor((batch, tokens, kv_heads, desc.size("n")), "int32"),
+            q_start: T.int32,
+            scale: T.float32,
+        ):
+            with T.Kernel(T.ceildiv(tokens, queries), kv_heads, batch, threads=threads) as (x, h, b):
+                list_blocks(q, k, lse, indices, q_start, scale, x, h, b)
+
+        return select_weighed_blocks
+
     @T.prim_func
     def select_blocks(
         q: T.Tensor((batch, tokens, kv_heads * group, dk), dtype),
@@ -97,73 +203,7 @@ def compressed_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
         scale: T.float32,
     ):
         with T.Kernel(T.ceildiv(tokens, queries), kv_heads, batch, threads=threads) as (x, h, b):
-            q_tile = T.alloc_shared((rows, dk), dtype)
-            k_tile = T.alloc_shared((width, dk), dtype)
-            weights = T.alloc_shared((rows, width + PADDING), "float32")
-            line = T.alloc_shared((queries, history + width), "float32")
-            offered = T.alloc_shared((queries, in_tile + 1), "float32")
-            s = T.alloc_fragment((rows, width), "float32")
-            top = T.alloc_fragment((rows,), "float32")
-            total = T.alloc_fragment((rows,), "float32")
-            before = T.alloc_fragment((rows,), "float32")
-            scaled = T.alloc_fragment((rows,), "float32")
-            summed = T.alloc_fragment((rows,), "float32")
-            ends = T.alloc_fragment((rows,), "int32")
-            scores = T.alloc_local((best.each, best.slots), "float32")
-            blocks = T.alloc_local((best.each, best.slots), "int32")
-            t0, last, scored, passes, steps = (T.alloc_var("int32") for _ in range(5))
-            thread = T.get_thread_binding()
-            t0 = (T.ceildiv(tokens, queries) - 1 - x) * queries  # the longest first
-            last = q_start + T.min(t0 + queries, tokens) - 1
-            scored = best.candidates(last)
-            passes = T.if_then_else(scored > 0, T.ceildiv(bound_at(seen.hi, last, keys), width), 0)
-            steps = passes + T.ceildiv(scored * per_block, width)
-            load_rows(tile, group, dk)(q, q_tile, b, h, t0, 0, tokens)
-            for i in T.Parallel(rows):
-                ends[i] = bound_at(seen.hi, q_start + t0 + row_query(tile, i), keys)
-            T.fill(total, 0)
-            T.fill(top, negative_infinity())
-            clear_lists(best)(scores, blocks)
-            if history:
-                for i, c in T.Parallel(queries, history):
-                    line[i, c] = 0.0
-            for step in T.Pipelined(steps, num_stages=schedule.stages):
-                j0 = (step - passes * T.cast(step >= passes, "int32")) * width
-                T.copy(k[b, j0 : j0 + width, h, :], k_tile)
-                T.clear(s)
-                T.gemm(q_tile, k_tile, s, transpose_B=True, policy=T.GemmWarpPolicy.FullRow)
-                for i, j in T.Parallel(rows, width):
-                    s[i, j] = T.if_then_else(j0 + j < ends[i], s[i, j] * (scale * LOG2_E), negative_infinity())
-                if step < passes:
-                    T.copy(top, before)
-                    T.reduce_max(s, top, dim=1, clear=False)
-                    for i in T.Parallel(rows):
-                        scaled[i] = T.if_then_else(top[i] == negative_infinity(), 0.0, top[i])
-                    for i, j in T.Parallel(rows, width):
-                        s[i, j] = T.exp2(s[i, j] - scaled[i])
-                    T.reduce_sum(s, summed, dim=1)
-                    for i in T.Parallel(rows):
-                        total[i] = total[i] * T.exp2(before[i] - scaled[i]) + summed[i]
-                else:
-                    for i in T.Parallel(rows):
-                        scaled[i] = T.if_then_else(total[i] > 0, top[i], 0.0)
-                        summed[i] = T.if_then_else(total[i] > 0, 1.0 / total[i], 0.0)
-                    for i, j in T.Parallel(rows, width):
-                        weights[i, j] = T.exp2(s[i, j] - scaled[i]) * summed[i]
-                    sum_heads(weights, line, thread)
-                    sum_blocks(line, offered, thread, T.truncmod(j0, per_block))
-                    offer_blocks(best, in_tile)(
-                        offered,
-                        scores,
-                        blocks,
-                        thread,
-                        T.truncdiv(j0, per_block),
-                        T.truncdiv(j0 + width, per_block),
-                        q_start + t0,
-                    )
-                    if history:
-                        carry(line, thread)
-            write_indices(best)(blocks, indices, thread, b, h, t0, tokens, q_start)
+            list_blocks(q, k, None, indices, q_start, scale, x, h, b)
 
     return select_blocks
 

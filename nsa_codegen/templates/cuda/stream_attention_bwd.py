@@ -11,13 +11,17 @@ import tilelang.language as T
 from ...desc import KernelDesc
 from ...index_sets import Range, RangeSet
 from ...schedule import GpuSchedule
+from ...splits import is_split
 from ...target import GpuTarget
 from ...tiling import RowTile
 from .common import (
+    ADDED_ROWS,
+    ADDED_THREADS,
     DELTA_ROWS,
     DELTA_THREADS,
     LOG2_E,
     Segments,
+    add_parts,
     is_row,
     load_row_values,
     load_rows,
@@ -114,11 +118,99 @@ def queries_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
 
 
 def keys_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
-    """Return the kernel q, k, v, lse, delta, dout -> dk, dv; its rows are keys, and (query, head) rows pass by."""
+    """Return the kernel q, k, v, lse, delta, dout -> dk, dv; its rows are keys, and (query, head) rows pass by.
+
+    Where many queries see a key, some thread blocks share them and leave `parts_k` and `parts_v`, which are added up.
+    """
     dtype, group, dk, dv = desc.dtype, desc.size("group"), desc.size("dk"), desc.size("dv")
     visible, rows, width = desc.streamed, schedule.rows, schedule.key_tile
     tile = RowTile.of(group, width)
-    batch, tokens, keys, kv_heads = (T.dynamic(n) for n in ("batch", "tokens", "keys", "kv_heads"))
+    batch, tokens, keys, kv_heads, splits = (T.dynamic(n) for n in ("batch", "tokens", "keys", "kv_heads", "splits"))
+
+    @T.macro
+    def sum_queries(q, k, v, lse, delta, dout, sum_k, sum_v, b, h, j0, split, shares, q_start, scale):
+        """Sum up dk and dv of a tile of keys over one of `shares` equal shares of the steps that see some of it."""
+        k_tile = T.alloc_shared((rows, dk), dtype)
+        v_tile = T.alloc_shared((rows, dv), dtype)
+        q_tile = T.alloc_shared((width, dk), dtype)
+        dout_tile = T.alloc_shared((width, dv), dtype)
+        logs = T.alloc_shared((width,), "float32")
+        rest = T.alloc_shared((width,), "float32")
+        s = T.alloc_fragment((rows, width), "float32")
+        ds = T.alloc_fragment((rows, width), "float32")
+        weights = T.alloc_shared((rows, width), dtype)
+        begin, end, done, count = (T.alloc_var("int32") for _ in range(4))
+        begin = first_query(visible, j0, tokens, q_start)
+        end = past_query(visible, j0, T.min(j0 + rows, keys), tokens, q_start)
+        count = T.ceildiv(T.max(end - begin, 0), tile.queries) * tile.chunks
+        done = T.truncdiv(count * split, shares)
+        count = T.truncdiv(count * (split + 1), shares) - done
+        T.copy(k[b, j0 : j0 + rows, h, :], k_tile)
+        T.copy(v[b, j0 : j0 + rows, h, :], v_tile)
+        T.fill(sum_k, 0)
+        T.fill(sum_v, 0)
+        for step in T.Pipelined(count, num_stages=schedule.stages):
+            t0 = begin + T.truncdiv(done + step, tile.chunks) * tile.queries
+            chunk = T.truncmod(done + step, tile.chunks)
+            load_rows(tile, group, dk)(q, q_tile, b, h, t0, chunk, tokens)
+            load_rows(tile, group, dv)(dout, dout_tile, b, h, t0, chunk, tokens)
+            load_row_values(tile, group)(lse, logs, b, h, t0, chunk, tokens)
+            load_row_values(tile, group)(delta, rest, b, h, t0, chunk, tokens)
+            T.clear(s)
+            T.gemm(k_tile, q_tile, s, transpose_B=True, policy=T.GemmWarpPolicy.Square)
+            T.clear(ds)
+            T.gemm(v_tile, dout_tile, ds, transpose_B=True, policy=T.GemmWarpPolicy.Square)
+            for j, i in T.Parallel(rows, width):
+                t = t0 + row_query(tile, i)
+                s[j, i] = T.if_then_else(
+                    T.And(
+                        T.And(t < tokens, is_row(tile, i, chunk, group)),
+                        T.And(j0 + j < keys, sees(visible, q_start + t, j0 + j, keys)),
+                    ),
+                    T.exp2((s[j, i] * scale - logs[i]) * LOG2_E),
+                    0.0,
+                )
+            T.copy(s, weights)
+            T.gemm(weights, dout_tile, sum_v, policy=T.GemmWarpPolicy.Square)
+            for j, i in T.Parallel(rows, width):
+                ds[j, i] = s[j, i] * (ds[j, i] - rest[i])
+            T.copy(ds, weights)
+            T.gemm(weights, q_tile, sum_k, policy=T.GemmWarpPolicy.Square)
+        for j, c in T.Parallel(rows, dk):
+            sum_k[j, c] = sum_k[j, c] * scale
+
+    if is_split(visible):
+
+        @T.prim_func
+        def stream_attention_split_keys(
+            q: T.Tensor((batch, tokens, kv_heads * group, dk), dtype),
+            k: T.Tensor((batch, keys, kv_heads, dk), dtype),
+            v: T.Tensor((batch, keys, kv_heads, dv), dtype),
+            lse: T.Tensor((batch, tokens, kv_heads * group), "float32"),
+            delta: T.Tensor((batch, tokens, kv_heads * group), "float32"),
+            dout: T.Tensor((batch, tokens, kv_heads * group, dv), dtype),
+            parts_k: T.Tensor((splits, batch, keys, kv_heads, dk), "float32"),
+            parts_v: T.Tensor((splits, batch, keys, kv_heads, dv), "float32"),
+            grad_k: T.Tensor((batch, keys, kv_heads, dk), dtype),
+            grad_v: T.Tensor((batch, keys, kv_heads, dv), dtype),
+            q_start: T.int32,
+            scale: T.float32,
+        ):
+            with T.Kernel(T.ceildiv(keys, rows) * splits, kv_heads, batch, threads=schedule.threads) as (x, h, b):
+                sum_k = T.alloc_fragment((rows, dk), "float32")
+                sum_v = T.alloc_fragment((rows, dv), "float32")
+                j0, split = (T.alloc_var("int32") for _ in range(2))  # of what would be a division at each use
+                j0 = T.truncdiv(x, splits) * rows
+                split = T.truncmod(x, splits)
+                sum_queries(q, k, v, lse, delta, dout, sum_k, sum_v, b, h, j0, split, splits, q_start, scale)
+                T.copy(sum_k, parts_k[split, b, j0 : j0 + rows, h, :])
+                T.copy(sum_v, parts_v[split, b, j0 : j0 + rows, h, :])
+            with T.Kernel(T.ceildiv(keys, ADDED_ROWS), kv_heads, batch, threads=ADDED_THREADS) as (x, h, b):
+                j0 = x * ADDED_ROWS
+                add_parts(dk)(parts_k, grad_k, 0, splits, j0, keys - j0, j0, h, b)
+                add_parts(dv)(parts_v, grad_v, 0, splits, j0, keys - j0, j0, h, b)
+
+        return stream_attention_split_keys
 
     @T.prim_func
     def stream_attention_keys(
@@ -134,55 +226,10 @@ def keys_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
         scale: T.float32,
     ):
         with T.Kernel(T.ceildiv(keys, rows), kv_heads, batch, threads=schedule.threads) as (x, h, b):
-            k_tile = T.alloc_shared((rows, dk), dtype)
-            v_tile = T.alloc_shared((rows, dv), dtype)
-            q_tile = T.alloc_shared((width, dk), dtype)
-            dout_tile = T.alloc_shared((width, dv), dtype)
-            logs = T.alloc_shared((width,), "float32")
-            rest = T.alloc_shared((width,), "float32")
-            s = T.alloc_fragment((rows, width), "float32")
-            ds = T.alloc_fragment((rows, width), "float32")
-            weights = T.alloc_shared((rows, width), dtype)
             sum_k = T.alloc_fragment((rows, dk), "float32")
             sum_v = T.alloc_fragment((rows, dv), "float32")
-            begin, end, count = (T.alloc_var("int32") for _ in range(3))
             j0 = x * rows
-            begin = first_query(visible, j0, tokens, q_start)
-            end = past_query(visible, j0, T.min(j0 + rows, keys), tokens, q_start)
-            count = T.ceildiv(T.max(end - begin, 0), tile.queries) * tile.chunks
-            T.copy(k[b, j0 : j0 + rows, h, :], k_tile)
-            T.copy(v[b, j0 : j0 + rows, h, :], v_tile)
-            T.fill(sum_k, 0)
-            T.fill(sum_v, 0)
-            for step in T.Pipelined(count, num_stages=schedule.stages):
-                t0 = begin + T.truncdiv(step, tile.chunks) * tile.queries
-                chunk = T.truncmod(step, tile.chunks)
-                load_rows(tile, group, dk)(q, q_tile, b, h, t0, chunk, tokens)
-                load_rows(tile, group, dv)(dout, dout_tile, b, h, t0, chunk, tokens)
-                load_row_values(tile, group)(lse, logs, b, h, t0, chunk, tokens)
-                load_row_values(tile, group)(delta, rest, b, h, t0, chunk, tokens)
-                T.clear(s)
-                T.gemm(k_tile, q_tile, s, transpose_B=True, policy=T.GemmWarpPolicy.Square)
-                T.clear(ds)
-                T.gemm(v_tile, dout_tile, ds, transpose_B=True, policy=T.GemmWarpPolicy.Square)
-                for j, i in T.Parallel(rows, width):
-                    t = t0 + row_query(tile, i)
-                    s[j, i] = T.if_then_else(
-                        T.And(
-                            T.And(t < tokens, is_row(tile, i, chunk, group)),
-                            T.And(j0 + j < keys, sees(visible, q_start + t, j0 + j, keys)),
-                        ),
-                        T.exp2((s[j, i] * scale - logs[i]) * LOG2_E),
-                        0.0,
-                    )
-                T.copy(s, weights)
-                T.gemm(weights, dout_tile, sum_v, policy=T.GemmWarpPolicy.Square)
-                for j, i in T.Parallel(rows, width):
-                    ds[j, i] = s[j, i] * (ds[j, i] - rest[i])
-                T.copy(ds, weights)
-                T.gemm(weights, q_tile, sum_k, policy=T.GemmWarpPolicy.Square)
-            for j, c in T.Parallel(rows, dk):
-                sum_k[j, c] = sum_k[j, c] * scale
+            sum_queries(q, k, v, lse, delta, dout, sum_k, sum_v, b, h, j0, 0, 1, q_start, scale)
             T.copy(sum_k, grad_k[b, j0 : j0 + rows, h, :])
             T.copy(sum_v, grad_v[b, j0 : j0 + rows, h, :])
 
