@@ -24,6 +24,7 @@ from .stream_attention import (
     run_sums,
     run_sums_extent,
     runs_of,
+    shared_parts,
     sizes_of_runs,
 )
 
@@ -262,9 +263,7 @@ def prepare_gpu(
         piece = piece_of(listed=n, block=block, group=desc.size("group"))
         slots = max(1, most_pieces(tokens=tokens, listed=n, piece=piece)) if blocks else 0
         values["pieces"], values["shared"] = list_pieces(starts, piece=piece, slots=slots)
-        for name, x in (("parts_k", k), ("parts_v", v)):
-            shape = (slots, x.shape[0], block, *x.shape[2:])
-            values[name] = torch.empty(shape, dtype=torch.float32, device=x.device)
+        values |= shared_parts(slots, block, k=k, v=v)
     return attention_launch(desc, values, q=q, k=k, v=v)
 
 

@@ -176,9 +176,14 @@ def prepare_gpu(desc: KernelDesc, schedule: GpuSchedule, *, q: Tensor, k: Tensor
     values: Values = {"q": q, "k": k, "v": v, **rest}
     if desc.direction == "bwd" and desc.word("part") == "keys" and is_split(desc.streamed):
         splits = splits_of(tokens=q.shape[1], keys=k.shape[1], group=desc.size("group"))
-        for name, x in (("parts_k", k), ("parts_v", v)):
-            values[name] = torch.empty((splits, *x.shape), dtype=torch.float32, device=x.device)
+        values |= shared_parts(splits, k.shape[1], k=k, v=v)
     return attention_launch(desc, values, q=q, k=k, v=v)
+
+
+def shared_parts(parts: int, rows: int, *, k: Tensor, v: Tensor) -> Values:
+    """Return memory for what thread blocks leave of gradients of `rows` keys, float32 [parts, B, rows, Hkv, dim]."""
+    shapes = {f"parts_{name}": (parts, x.shape[0], rows, *x.shape[2:]) for name, x in (("k", k), ("v", v))}
+    return {name: torch.empty(shape, dtype=torch.float32, device=k.device) for name, shape in shapes.items()}
 
 
 def attention_launch(desc: KernelDesc, values: Values, *, q: Tensor, k: Tensor, v: Tensor) -> Launch:
