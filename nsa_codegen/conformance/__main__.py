@@ -46,8 +46,9 @@ def main() -> int:
     ordered = [row for _, found in sorted(rows, key=lambda item: item[0]) for row in found]
     seconds = time.perf_counter() - start
     if options.keep:
-        before = json.loads(options.data.read_text())
-        ordered, seconds = merged(before["rows"], ordered), seconds + before["seconds"]
+        before, known = json.loads(options.data.read_text()), {str(case.desc) for case in cases}
+        kept = [row for row in before["rows"] if row["desc"] in known]  # not of what is a case no more
+        ordered, seconds = merged(kept, ordered), seconds + before["seconds"]
     data = results_json(ordered, seconds=seconds)
     options.data.parent.mkdir(parents=True, exist_ok=True)
     lines = json.dumps(data, separators=(",", ":")).replace('{"kernel":', '\n{"kernel":')  # one row per line
