@@ -81,13 +81,14 @@ class Instructions:
 
 
 def sum_instructions(counts: Iterable[Instructions]) -> Instructions:
-    """Return the counts of several kernels together."""
-    total, opcodes, main_opcodes = 0, Counter[str](), Counter[str]()
-    for count in counts:
-        total += count.total
+    """Return the counts of several kernels together; the main part is that of those that multiply, if any do."""
+    every, opcodes, main_opcodes = tuple(counts), Counter[str](), Counter[str]()
+    multiplying = [count for count in every if count.count("matrix")]
+    for count in every:
         opcodes.update(count.opcodes)
+    for count in multiplying or every:
         main_opcodes.update(count.main_opcodes)
-    return Instructions(total=total, opcodes=dict(opcodes), main_opcodes=dict(main_opcodes))
+    return Instructions(total=sum(c.total for c in every), opcodes=dict(opcodes), main_opcodes=dict(main_opcodes))
 
 
 def find_nvdisasm() -> Path | None:

@@ -16,6 +16,7 @@ from nsa_codegen.sass import (
     find_nvdisasm,
     main_part,
     opcode_class,
+    sum_instructions,
 )
 
 
@@ -118,6 +119,14 @@ def test_counts_by_class_and_width():
     assert COUNTED.count("global_load") == 7 and COUNTED.count("global_load", main=True) == 1
     assert COUNTED.by_opcode("matrix") == {"HMMA.16816.F32": 2}
     assert COUNTED.loads_of(16) == 4 and COUNTED.loads_of(16, main=True) == 0 and COUNTED.loads_of(4) == 3
+
+
+def test_the_main_part_of_several_kernels_is_that_of_those_that_multiply():
+    adding = Instructions(total=5, opcodes={"LDG.E.128": 4}, main_opcodes={"LDG.E.128": 4})
+    both = sum_instructions([COUNTED, adding])
+    assert both.total == 14 and both.opcodes == {**COUNTED.opcodes, "LDG.E.128": 4}
+    assert both.main_opcodes == COUNTED.main_opcodes
+    assert sum_instructions([adding, adding]).main_opcodes == {"LDG.E.128": 8}
 
 
 def test_json_keeps_all():
