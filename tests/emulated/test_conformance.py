@@ -15,7 +15,9 @@ from nsa_codegen.conformance import CASES, ORDERS, TARGETS, check, run_op
 from nsa_codegen.conformance.cases import LATE, LONG_COMPRESSED, LONG_LISTS, RAGGED, SHIPPED, TILES
 from nsa_codegen.conformance.check import has_backward
 from nsa_codegen.conformance.results import merged
+from nsa_codegen.desc import KernelDesc, takes_lse
 from nsa_codegen.device import emulated
+from nsa_codegen.index_sets import complete
 from nsa_codegen.needed import backward_descs
 from nsa_codegen.ops import OPS
 from nsa_codegen.splits import is_split, piece_of, splits_of
@@ -93,7 +95,9 @@ def test_values_and_gradients_agree_with_float64(on, case, arch):
         values, (order, number) = draw_inputs(desc, sizes, seed), ORDERS[seed % len(ORDERS)]
         with on(arch, order=order, seed=number) as emulation:
             if desc.op == "select_blocks":
-                compare_selection(desc, sizes, values)
+                with nan_filled():
+                    (got,) = run_op(desc, values)
+                compare_selection(desc, sizes, values, got)
             elif not has_backward(desc):
                 with nan_filled():
                     (got,) = run_op(desc, values)
@@ -119,9 +123,8 @@ def compare(desc, sizes, values):
     compare_gradients(run, flat, f"{desc} {sizes}")
 
 
-def compare_selection(desc, sizes, values):
-    with nan_filled():
-        (got,) = run_op(desc, values)
+def compare_selection(desc, sizes, values, got):
+    """Require the blocks `got` to be those of the desc's selection, but for scores that are equal or nearly so."""
     q, k, block = values["q"], values["k"], desc.size("block")
     if desc.word("method") == "mean_key":  # keys whose block means are k
         missing = sizes.keys - k.shape[1] * block
@@ -135,6 +138,26 @@ def compare_selection(desc, sizes, values):
         num_initial=desc.size("initial"), num_local=desc.size("local"), scale=values["scale"],
         q_start=sizes.q_start, **windows,
     )  # fmt: skip
+
+
+def test_a_program_lists_blocks_by_the_weights_of_its_attention(on):
+    """The selection takes the log-sum-exp that the attention over compressed tokens left, and passes over them once."""
+    desc = next(case.desc for case in CASES if takes_lse(case.desc))
+    values = draw_inputs(desc, TILES, 5)
+    q, k, v, scale = values["q"], values["k"], values["k"].flip(1), values["scale"]
+    sizes = (desc.size(name) for name in ("block", "n", "initial", "local", "kernel", "stride"))
+    with on("sm_90a", order="random", seed=2) as emulation, nan_filled():
+        *got, indices = torch.ops.nsa_codegen.scored_attention(q, k, v, *sizes, scale, 0)
+    visible = complete(desc.size("kernel"), desc.size("stride"))
+    attention = KernelDesc.of("stream_attention", desc.dtype, visible=visible, group=4, dk=32, dv=32)
+    assert [launch.desc for launch in emulation.launches] == [attention, desc]
+    compare_selection(desc, TILES, values, indices)
+    eager, exact = (
+        OPS["stream_attention"].reference(attention, q=x["q"], k=x["k"], v=x["k"].flip(1), q_start=0, scale=scale)
+        for x in (values, widened(values))
+    )
+    for name, *triple in zip(("out", "lse"), got, eager, exact, strict=True):
+        assert_accurate(*triple, f"{name} of {attention}")
 
 
 def test_wide_heads_are_copied_in_parts(on):
