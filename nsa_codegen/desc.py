@@ -109,6 +109,11 @@ class KernelDesc:
         return f"{self.kind}({self.dtype}, {', '.join(f'{k}={v}' for k, v in self.dims)}){seen}"
 
 
+def with_lse(desc: KernelDesc) -> KernelDesc:
+    """Return the desc of a selection that is given the log-sum-exp of the attention whose weights score the blocks."""
+    return desc.replace(lse="given")
+
+
 def takes_lse(desc: KernelDesc) -> bool:
-    """Return whether a selection by compressed tokens is given the log-sum-exp of the attention over them."""
+    """Return whether a desc is one of `with_lse`."""
     return dict(desc.dims).get("lse") == "given"

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from .build import Artifact
-from .desc import PACKED, PAIRS, PLAIN, KernelDesc
+from .desc import PACKED, PAIRS, PLAIN, KernelDesc, with_lse
 from .device import ExecutedKernel, GpuArtifact, device_target, emulated_target, executed_kernel, load_artifact
 from .errors import InputError
 from .index_sets import RangeSet, TopK
-from .needed import attention_of, compress_desc, pack_descs, scored_desc, select_desc, with_lse
+from .needed import attention_of, compress_desc, pack_descs, scored_desc, select_desc
 from .ops import OPS
 from .ops.stream_attention import attention_outputs
 from .pages import in_large_pages, keep_freed_memory

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from .desc import LAYOUTS, PACKED, PAIRS, PLAIN, KernelDesc
+from .desc import LAYOUTS, PACKED, PAIRS, PLAIN, KernelDesc, with_lse
 from .index_sets import TopK, complete, require_choice
 from .program import Path, Phi, Program
 from .target import Target
@@ -85,11 +85,6 @@ def path_descs(program: Program, path: Path, dtype: str, target: Target) -> list
 def select_desc(visible: TopK, dtype: str, **dims: Any) -> KernelDesc:
     """Return the desc of the selection that `visible` asks for; `dims` are group, dk, and kernel, stride of phi."""
     return KernelDesc.of("select_blocks", dtype, **_listed(visible), **dims)
-
-
-def with_lse(desc: KernelDesc) -> KernelDesc:
-    """Return the desc of a selection that is given the log-sum-exp of the attention whose weights score the blocks."""
-    return desc.replace(lse="given")
 
 
 def scored_desc(visible: TopK, dtype: str, **dims: Any) -> KernelDesc:

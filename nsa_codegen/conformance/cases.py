@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..desc import KernelDesc
+from ..desc import KernelDesc, with_lse
 from ..index_sets import causal, complete, window
-from ..needed import compress_desc, needed_descs, with_lse
+from ..needed import compress_desc, needed_descs
 from ..ops import Sizes
 from ..spec import NSASpec
 from ..target import GPU_TARGETS

@@ -42,14 +42,14 @@ def stream_launches(desc: KernelDesc, schedule: GpuSchedule, sizes: Sizes) -> It
     if part == "keys":
         tile = RowTile.of(desc.size("group"), schedule.key_tile)
         steps = steps_over_queries(visible, wide=schedule.rows, queries=tile.queries, **where)
-        if not is_split(visible):
-            yield _over_queries(desc, schedule, sizes, steps, tile, rows=schedule.rows, lower=lower)
-            return
-        splits = splits_of(tokens=sizes.tokens, keys=sizes.keys, group=desc.size("group"))
-        steps = replace(steps, tiles=steps.tiles * splits, longest=-(-steps.longest // splits))
-        parts = float(splits * sizes.keys)
+        parts = 0.0
+        if is_split(visible):
+            splits = splits_of(tokens=sizes.tokens, keys=sizes.keys, group=desc.size("group"))
+            steps = replace(steps, tiles=steps.tiles * splits, longest=-(-steps.longest // splits))
+            parts = float(splits * sizes.keys)
         yield _over_queries(desc, schedule, sizes, steps, tile, rows=schedule.rows, lower=lower, parts=parts)
-        yield _sums(desc, sizes, blocks=ceil_div(sizes.keys, ADDED_ROWS), rows=sizes.keys, parts=parts)
+        if parts:
+            yield _sums(desc, sizes, blocks=ceil_div(sizes.keys, ADDED_ROWS), rows=sizes.keys, parts=parts)
         return
     tile = RowTile.of(desc.size("group"), schedule.rows)
     steps, _ = steps_over_keys(visible, queries=tile.queries, width=schedule.key_tile, **where)
