@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-MAPPED = 32 << 20  # bytes: glibc maps blocks from here on for themselves, whatever was freed before
+MAPPED = 32 << 20  # bytes: glibc maps blocks from here on anew, unless its heap happens to have room for one
 _ADVICE: int | None = getattr(mmap, "MADV_HUGEPAGE", None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 from pathlib import Path
 
@@ -26,10 +27,15 @@ def flags_at(address: int) -> set[str]:
     raise AssertionError(f"nothing is mapped at {address:#x}")
 
 
+def freshly_mapped() -> torch.Tensor:
+    """Return a large tensor in a mapping of its own: malloc may give one from its heap, where others were before it."""
+    return torch.frombuffer(mmap.mmap(-1, MAPPED, flags=mmap.MAP_PRIVATE), dtype=torch.uint8)
+
+
 @pytest.mark.skipif(not SWITCH.exists(), reason="this kernel has no large pages")
 def test_a_large_tensor_is_asked_for_in_large_pages() -> None:
     middle = MAPPED // 2
-    plain, large = torch.empty(MAPPED, dtype=torch.uint8), torch.empty(MAPPED, dtype=torch.uint8)
+    plain, large = freshly_mapped(), freshly_mapped()
     assert in_large_pages(large) is large
     assert "hg" in flags_at(large.data_ptr() + middle)
     assert "hg" not in flags_at(plain.data_ptr() + middle)
