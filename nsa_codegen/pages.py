@@ -22,10 +22,13 @@ _ADVICE: int | None = getattr(mmap, "MADV_HUGEPAGE", None)
 def keep_freed_memory() -> None:
     """Have the C library keep freed memory for the next call, some dozen megabytes of it, instead of giving it back.
 
-    glibc maps large blocks anew each time, until one was freed: then it keeps blocks up to that size, 32 MB at most. So
-    one is allocated here, and freed untouched.
+    glibc maps large blocks anew each time, until one was freed: then it takes blocks up to that size, 32 MB at most,
+    from its heap. So one is allocated here and freed untouched; and one more, that the heap grows in large pages.
     """
-    torch.empty(MAPPED - (1 << 20), dtype=torch.uint8)
+    for _ in range(2):
+        block = torch.empty(MAPPED - (1 << 20), dtype=torch.uint8)
+        _advise(block.data_ptr(), block.nbytes)
+        del block
 
 
 def in_large_pages(x: Tensor) -> Tensor:

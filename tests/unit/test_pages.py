@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import mmap
+import platform
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +44,21 @@ def test_a_large_tensor_is_asked_for_in_large_pages() -> None:
     assert "hg" not in flags_at(plain.data_ptr() + middle)
     large.fill_(3)
     assert bool((large == 3).all())
+
+
+@pytest.mark.skipif(not SWITCH.exists(), reason="this kernel has no large pages")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep what they keep")
+def test_the_heap_grows_in_large_pages() -> None:
+    text = f"""
+import sys, torch
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_pages import MAPPED, flags_at
+from nsa_codegen.pages import keep_freed_memory
+keep_freed_memory()
+print(*flags_at(torch.empty(MAPPED // 2, dtype=torch.uint8).data_ptr() + MAPPED // 4))
+"""
+    found = subprocess.run([sys.executable, "-c", text], check=True, capture_output=True, text=True, timeout=120)
+    assert "hg" in found.stdout.split()
 
 
 def test_other_tensors_are_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:

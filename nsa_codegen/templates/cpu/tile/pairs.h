@@ -18,6 +18,7 @@ template <bool ADD, typename Fetch>
 NSA_INLINE void pair_columns(float *C, int ldc, const Pairs::held *A, int64_t a_row, int64_t a_pair, const Pairs::held *B,
                              int ldb, int rows, int columns, int pairs, Fetch &fetch) {
   constexpr int R = 8, V = 2, START = ADD ? nsa::ADD : ZERO;
+  fetch.spread((rows + R - 1) / R * (columns / (V * W)) * pairs);
   int c = 0;
   for (; c + V * W <= columns; c += V * W)
     product_rows<Pairs, R, V, START>(C + c, ldc, A, a_row, a_pair, B + c, ldb, rows, pairs, C, fetch);
@@ -147,6 +148,7 @@ template <bool ADD, typename Fetch = NoLines>
 NSA_INLINE void pair_product(float *C, int ldc, const void *A, int64_t a_row, const uint32_t *B, int ldb, int rows,
                              int columns, int depth, Fetch fetch = {}) {
   const uint16_t *a = (const uint16_t *)A;
+  fetch.spread((rows + TILE - 1) / TILE * (columns / TILE) * (depth / DEEP));
   int r = 0;
   for (; r + TILE < rows; r += 2 * TILE)
     pair_columns<2, ADD>(C + r * ldc, ldc, a + r * a_row, a_row, B, ldb, columns, depth, fetch);

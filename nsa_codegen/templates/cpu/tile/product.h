@@ -1,22 +1,30 @@
 // The one register-tiled product.
 namespace nsa {
 
-// What a product asks of memory while it computes: nothing, or a line at each step along its depth. More at once than a core
-// can wait for would hold the product up. Asking never faults, wherever the line is.
+// What a product asks of memory while it computes: nothing, or lines spread over its steps. More at once than a core can wait
+// for would hold the product up. Asking never faults, wherever the line is.
 struct NoLines {
-  __attribute__((always_inline)) inline void next() {}
+  NSA_METHOD void spread(int) {}
+  NSA_METHOD void next() {}
 };
 
 template <bool WRITTEN> struct Lines {
   const char *at;
   int64_t gap;           // from the end of a piece to the next
   int left, each, lines; // of this piece, of a piece, of all
+  int every = 1, wait = 1;
 
-  __attribute__((always_inline)) inline void next() {
-    if (lines <= 0)
+  // Has a line asked for at each of so many steps, or as often as all of them take.
+  NSA_METHOD void spread(int steps) {
+    every = 0 < lines && lines < steps ? steps / lines : 1;
+    wait = 0 < lines ? every : INT32_MAX;
+  }
+
+  NSA_METHOD void next() {
+    if (--wait != 0)
       return;
     __builtin_prefetch(at, WRITTEN, 2);
-    lines--;
+    wait = --lines > 0 ? every : INT32_MAX;
     at += 64;
     if (--left == 0) {
       at += gap;
@@ -104,6 +112,7 @@ template <int LANES, int R, int V, int START, int FROM = 0, typename Fetch = NoL
 NSA_INLINE void product(float *C, int ldc, const float *A, int64_t a_row, int64_t a_depth, const float *B, int rows,
                         int depth, const float *alpha, Fetch fetch = {}) {
   constexpr int step = V * W, past = FROM + (LANES - FROM) / step * step;
+  fetch.spread((past - FROM) / step * ((rows + R - 1) / R) * depth);
   for (int lane = FROM; lane < past; lane += step)
     product_rows<Numbers, R, V, START>(C + lane, ldc, A, a_row, a_depth, B + lane, LANES, rows, depth, alpha + lane, fetch);
   if constexpr (past < LANES && V > 1)
