@@ -7,9 +7,10 @@ import os
 import platform
 import re
 import shutil
+import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,27 @@ _SAMPLES = 7
 class Limits:
     """The best of several samples each: float32 operations per second on one thread and on `threads`, bytes copied.
 
+    `fed_all` are those on `threads` with operands out of the first cache, as products have them: no product does more.
     `pairs_all` are operations per second on pairs of bfloat16 numbers on `threads`, 0 where no unit multiplies them. A
-    copy's bytes count twice: read, and written.
+    copy's bytes count twice: read, and written. `clock_fma` and `clock_fed` are median clocks a second right after
+    `fma_all` and `fed_all`, 0 where they can't be told.
     """
 
     threads: int
     fma_one: float
     fma_all: float
     copy_bytes: float
+    fed_all: float = 0.0
     pairs_all: float = 0.0
+    clock_fma: float = 0.0
+    clock_fed: float = 0.0
     samples: Mapping[str, list[float]]
+
+    @classmethod
+    def of(cls, threads: int, samples: Mapping[str, list[float]]) -> Limits:
+        """Return the limits that `samples` of each make."""
+        found = {n: statistics.median(x) if n.startswith("clock") else max(x) for n, x in samples.items()}
+        return cls(threads=threads, samples=samples, **found)
 
     def seconds(self, work: Work, dtype: str) -> float:
         """Return the least time of `work` on tensors of `dtype`: its operations at the peak, or bytes at copy speed."""
@@ -63,25 +75,31 @@ def measure_limits(threads: int, *, samples: int = _SAMPLES, copy_bytes: int = _
         folder = Path(name)
         shutil.copyfile(Path(__file__).parent / "peak.cpp", folder / SOURCE)
         library = ctypes.CDLL(str(folder / compile_shared(folder, target=native_target()).name))
-    numbers, pairs = library.nsa_fma_peak, library.nsa_pair_peak
-    for peak in (numbers, pairs):
-        peak.argtypes, peak.restype = [ctypes.c_int32, ctypes.c_int64], ctypes.c_double
-    found: dict[str, list[float]] = {"fma_one": [], "fma_all": [], "pairs_all": []}
-    steps, steps_of_pairs = _steps_of_a_sample(numbers), _steps_of_a_sample(pairs)
+    units = {"fma_one": library.nsa_fma_peak, "fed_all": library.nsa_fed_peak, "pairs_all": library.nsa_pair_peak}
+    steps = {name: _steps_of_a_sample(peak) for name, peak in units.items()}
+    units["fma_all"], steps["fma_all"] = units["fma_one"], steps["fma_one"]
+    found: dict[str, list[float]] = {name: [] for name in (*units, "clock_fma", "clock_fed")}
     for _ in range(samples):
-        found["fma_one"].append(numbers(1, steps))
-        found["fma_all"].append(numbers(threads, steps))
-        found["pairs_all"].append(pairs(threads, steps_of_pairs))
-    found["copy_bytes"] = _copy_speeds(samples, copy_bytes)
-    return Limits(threads=threads, samples=found, **{name: max(values) for name, values in found.items()})
+        for name, peak in units.items():
+            rate, clock = _sample(peak, 1 if name == "fma_one" else threads, steps[name])
+            found[name].append(rate)
+            if (kept := f"clock_{name.removesuffix('_all')}") in found:
+                found[kept].append(clock)
+    return Limits.of(threads, {**found, "copy_bytes": _copy_speeds(samples, copy_bytes)})
 
 
-def _steps_of_a_sample(peak: Callable[[int, int], float]) -> int:
+def _sample(peak: Any, threads: int, steps: int) -> tuple[float, float]:
+    clock = ctypes.c_double()
+    peak.argtypes, peak.restype = [ctypes.c_int32, ctypes.c_int64, ctypes.POINTER(ctypes.c_double)], ctypes.c_double
+    return peak(threads, steps, ctypes.byref(clock)), clock.value
+
+
+def _steps_of_a_sample(peak: Any) -> int:
     least = 1 << 16
     start = time.perf_counter()
-    if not peak(1, least):
+    if not _sample(peak, 1, least)[0]:
         return 1
-    return max(least, int(least * _SAMPLE_SECONDS / (time.perf_counter() - start)))
+    return max(1, int(least * _SAMPLE_SECONDS / (time.perf_counter() - start)))
 
 
 def _copy_speeds(samples: int, size: int) -> list[float]:

@@ -1,4 +1,5 @@
-// The most that the processor's units do: independent chains, in registers, on every thread at once.
+// The most that the processor's units do: independent chains, in registers, on every thread at once; the same fed from the
+// first cache, as products are; and the clock that the processor keeps then, which is lower the more current it draws.
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -14,6 +15,8 @@ typedef float vec __attribute__((vector_size(NSA_VECTOR_BYTES)));
 #define STEP(n) a##n = a##n * factor + addend;
 #define SUM(n) total += a##n;
 #define STEP_PAIRS(n) __asm__ volatile("vdpbf16ps %1, %2, %0" : "+v"(a##n) : "v"(factor), "v"(addend));
+
+#define UNROLL _Pragma("GCC unroll 8")
 
 // What passes through a register here can't be computed ahead, nor steps be merged.
 #if defined(__x86_64__)
@@ -42,6 +45,39 @@ struct Numbers {
     vec total = addend;
     CHAINS(SUM)
     return total[0];
+  }
+};
+
+// Multiply-adds of float32 vectors whose operands are read from the first cache as a register tile of a product reads them.
+struct Fed {
+  static constexpr int DEPTH = 64, VECTORS = NSA_VECTOR_BYTES == 64 ? 4 : 2, ROWS = 6, WIDTH = NSA_VECTOR_BYTES / 4;
+  static constexpr double OPERATIONS = 2.0 * DEPTH * ROWS * VECTORS * WIDTH;
+
+  static float spin(int64_t steps) {
+    alignas(64) float left[ROWS * DEPTH];
+    alignas(64) vec right[DEPTH][VECTORS];
+    uint32_t state = 1;
+    auto next = [&] { // numbers as any: with those of a pattern, less switches
+      state = state * 1664525u + 1013904223u;
+      return float(state >> 8) * (1.0f / (1 << 23)) - 1.0f;
+    };
+    for (float &x : left) x = next();
+    for (auto &row : right)
+      for (vec &x : row)
+        for (int i = 0; i < WIDTH; ++i) x[i] = next();
+    float kept = 0.0f;
+    for (int64_t i = 0; i < steps; ++i) {
+      vec sums[ROWS][VECTORS] = {};
+      for (int k = 0; k < DEPTH; ++k) {
+        UNROLL for (int r = 0; r < ROWS; ++r)
+          UNROLL for (int v = 0; v < VECTORS; ++v) sums[r][v] += left[r * DEPTH + k] * right[k][v];
+      }
+      UNROLL for (int r = 1; r < ROWS; ++r) UNROLL for (int v = 0; v < VECTORS; ++v) sums[0][v] += sums[r][v];
+      UNROLL for (int v = 1; v < VECTORS; ++v) sums[0][0] += sums[0][v];
+      kept += sums[0][0][0];
+      __asm__ volatile("" : : : "memory");
+    }
+    return kept;
   }
 };
 
@@ -84,8 +120,23 @@ struct Pairs {
 #endif
 };
 
-// Returns operations per second of `threads` threads that each do `steps` steps.
-template <typename Unit> static double peak(int32_t threads, int64_t steps) {
+// Clocks a second on this thread, by a chain of multiplications of three clocks each; 0 where that is not known of them.
+static double clock_now() {
+#if defined(__x86_64__)
+  const int links = 10000;
+  uint64_t x = 3;
+  auto start = std::chrono::steady_clock::now();
+  for (int i = 0; i < links; ++i) __asm__ volatile("imul %0, %0" : "+r"(x));
+  std::chrono::duration<double> lasted = std::chrono::steady_clock::now() - start;
+  return 3.0 * links / lasted.count();
+#else
+  return 0.0;
+#endif
+}
+
+// Returns operations per second of `threads` threads that each do `steps` steps, and right after them the
+// `clock` of one.
+template <typename Unit> static double peak(int32_t threads, int64_t steps, double *clock) {
   std::atomic<int> ready{0};
   std::atomic<float> kept{0.0f};
   std::vector<std::thread> others;
@@ -100,12 +151,15 @@ template <typename Unit> static double peak(int32_t threads, int64_t steps) {
   }
   auto start = std::chrono::steady_clock::now();
   work();
+  *clock = clock_now(); // some microseconds of many milliseconds
   for (auto &other : others) other.join();
   std::chrono::duration<double> lasted = std::chrono::steady_clock::now() - start;
   return Unit::OPERATIONS * double(steps) * threads / lasted.count();
 }
 
-extern "C" double nsa_fma_peak(int32_t threads, int64_t steps) { return peak<Numbers>(threads, steps); }
+extern "C" double nsa_fma_peak(int32_t threads, int64_t steps, double *clock) { return peak<Numbers>(threads, steps, clock); }
+
+extern "C" double nsa_fed_peak(int32_t threads, int64_t steps, double *clock) { return peak<Fed>(threads, steps, clock); }
 
 // 0 where no unit multiplies pairs.
-extern "C" double nsa_pair_peak(int32_t threads, int64_t steps) { return peak<Pairs>(threads, steps); }
+extern "C" double nsa_pair_peak(int32_t threads, int64_t steps, double *clock) { return peak<Pairs>(threads, steps, clock); }

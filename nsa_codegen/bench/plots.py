@@ -133,6 +133,9 @@ def _draw_roofline(figure: Any, result: Result) -> None:
     low, high = min(intensities) / 2, max(2 * max(intensities), 4 * peak / copied)
     ridge = peak / copied
     axes.plot([low, ridge, high], [low * copied / 1e9, peak / 1e9, peak / 1e9], color="black", linewidth=1)
+    if bound == "fma_all" and (fed := limits.get("fed_all")):
+        label = f"fed from the first cache: {fed / 1e9:.0f} GFLOP/s"
+        axes.plot([fed / copied, high], [fed / 1e9] * 2, "--", color="gray", linewidth=1, label=label)
     axes.set_xscale("log")
     axes.set_yscale("log")
     unit = "products of pairs" if bound == "pairs_all" else "FMA"

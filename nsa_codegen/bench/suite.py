@@ -268,14 +268,7 @@ def derive(result: Result, limits: Sequence[Limits]) -> Result:
 
 def best_limits(found: Sequence[Limits]) -> Limits:
     """Return the highest of several measurements of one machine, with the samples of all."""
-    return Limits(
-        threads=found[0].threads,
-        fma_one=max(x.fma_one for x in found),
-        fma_all=max(x.fma_all for x in found),
-        copy_bytes=max(x.copy_bytes for x in found),
-        pairs_all=max(x.pairs_all for x in found),
-        samples={name: [s for x in found for s in x.samples[name]] for name in found[0].samples},
-    )
+    return Limits.of(found[0].threads, {n: [s for x in found for s in x.samples[n]] for n in found[0].samples})
 
 
 def exponents(comparisons: Sequence[Result]) -> list[Result]:

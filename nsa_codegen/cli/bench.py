@@ -116,14 +116,18 @@ def _default_output(label: str) -> Path:
 def print_result(result: Result) -> None:
     """Print a table per comparison, then limits, exponents and memory."""
     limits = result["limits"]
-    rows = [
-        {"limit": "FMA, one thread", "value": f"{limits['fma_one'] / 1e9:.1f} GFLOP/s"},
-        {"limit": f"FMA, {limits['threads']} thread(s)", "value": f"{limits['fma_all'] / 1e9:.1f} GFLOP/s"},
-        {"limit": "copy, read and written", "value": f"{limits['copy_bytes'] / 1e9:.1f} GB/s"},
-    ]
-    if limits.get("pairs_all"):
-        name = f"products of bfloat16 pairs, {limits['threads']} thread(s)"
-        rows.insert(2, {"limit": name, "value": f"{limits['pairs_all'] / 1e9:.1f} GFLOP/s"})
+    threads = f"{limits['threads']} thread(s)"
+    rates = {
+        "fma_one": "FMA, one thread",
+        "fma_all": f"FMA, {threads}",
+        "fed_all": f"FMA fed from the first cache, {threads}",
+        "pairs_all": f"products of bfloat16 pairs, {threads}",
+    }
+    rows = [{"limit": rates[n], "value": f"{limits[n] / 1e9:.1f} GFLOP/s"} for n in rates if limits.get(n)]
+    rows.append({"limit": "copy, read and written", "value": f"{limits['copy_bytes'] / 1e9:.1f} GB/s"})
+    if limits.get("clock_fed"):
+        clocks = f"{limits['clock_fma'] / 1e9:.2f} and {limits['clock_fed'] / 1e9:.2f} GHz"
+        rows.append({"limit": "clock after FMA, and after FMA fed from the first cache", "value": clocks})
     print_table(f"limits of {result['machine']['name']}, measured in this run", rows, ("limit", "value"))
     for name in dict.fromkeys(c["name"] for c in result["comparisons"]):
         chosen = [c for c in result["comparisons"] if c["name"] == name]

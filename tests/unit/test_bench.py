@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -112,7 +113,7 @@ def test_a_short_call_is_repeated_whatever_its_first_one_took():
 def example():
     """Return a result of two lengths and two contenders, made by hand, and its limits."""
     settings = Settings(tokens=(1024, 4096), backward_tokens=(1024,), threads=2)
-    limits = Limits(threads=2, fma_one=1e11, fma_all=2e11, copy_bytes=1e10, samples={"fma_one": [1e11]})
+    limits = Limits.of(2, {"fma_one": [1e11], "fma_all": [2e11], "fed_all": [1.5e11], "copy_bytes": [1e10]})
     result = {
         "format": 1, "command": "nsa-codegen bench", "date": "2026-01-01", "settings": settings.to_json(),
         "machine": {"name": "Abacus", "torch": "2"}, "limits": {}, "comparisons": [], "memory": [],
@@ -164,19 +165,22 @@ def test_exponents_are_fitted_by_comparison_and_contender():
 
 
 def test_the_best_of_two_measurements_of_the_limits_counts_and_all_samples_stay():
-    a = Limits(threads=2, fma_one=1.0, fma_all=4.0, copy_bytes=5.0, samples={"fma_one": [1.0, 0.5]})
-    b = Limits(threads=2, fma_one=2.0, fma_all=3.0, copy_bytes=6.0, samples={"fma_one": [2.0]})
+    a = Limits.of(2, {"fma_one": [1.0, 0.5], "fma_all": [4.0], "copy_bytes": [5.0], "clock_fma": [3.0, 1.0]})
+    b = Limits.of(2, {"fma_one": [2.0], "fma_all": [3.0], "copy_bytes": [6.0], "clock_fma": [2.5]})
     best = suite.best_limits([a, b])
     assert (best.fma_one, best.fma_all, best.copy_bytes) == (2.0, 4.0, 6.0)
-    assert best.samples == {"fma_one": [1.0, 0.5, 2.0]}
+    assert best.clock_fma == 2.5  # the middle one of 3.0, 1.0 and 2.5
+    assert best.samples["fma_one"] == [1.0, 0.5, 2.0]
 
 
 def test_the_peak_kernel_compiles_and_counts():
     limits = measure_limits(1, samples=2, copy_bytes=1 << 20)
     assert (limits.pairs_all > 0) == native_target().takes_pairs("bfloat16")
-    for name in ("fma_one", "fma_all", "copy_bytes"):
+    for name in ("fma_one", "fma_all", "fed_all", "copy_bytes"):
         assert len(limits.samples[name]) == 2 and all(math.isfinite(x) and x > 0 for x in limits.samples[name])
         assert getattr(limits, name) == max(limits.samples[name])
+    for clock in (limits.clock_fma, limits.clock_fed):
+        assert (clock > 0) == (platform.machine() == "x86_64")
 
 
 def test_operations_of_a_small_attention_counted_by_hand():
