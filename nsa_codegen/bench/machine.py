@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import ctypes
+import functools
 import os
 import platform
 import re
@@ -10,7 +12,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,31 +77,35 @@ def measure_limits(threads: int, *, samples: int = _SAMPLES, copy_bytes: int = _
         folder = Path(name)
         shutil.copyfile(Path(__file__).parent / "peak.cpp", folder / SOURCE)
         library = ctypes.CDLL(str(folder / compile_shared(folder, target=native_target()).name))
-    units = {"fma_one": library.nsa_fma_peak, "fed_all": library.nsa_fed_peak, "pairs_all": library.nsa_pair_peak}
-    steps = {name: _steps_of_a_sample(peak) for name, peak in units.items()}
-    units["fma_all"], steps["fma_all"] = units["fma_one"], steps["fma_one"]
-    found: dict[str, list[float]] = {name: [] for name in (*units, "clock_fma", "clock_fed")}
+    numbers, fed, pairs = (_unit(library[name]) for name in ("nsa_fma_peak", "nsa_fed_peak", "nsa_pair_peak"))
+    found: dict[str, list[float]] = collections.defaultdict(list)
     for _ in range(samples):
-        for name, peak in units.items():
-            rate, clock = _sample(peak, 1 if name == "fma_one" else threads, steps[name])
-            found[name].append(rate)
-            if (kept := f"clock_{name.removesuffix('_all')}") in found:
-                found[kept].append(clock)
+        found["fma_one"].append(numbers(1)[0])
+        for name, unit in (("fma", numbers), ("fed", fed)):
+            rate, clock = unit(threads)
+            found[f"{name}_all"].append(rate)
+            found[f"clock_{name}"].append(clock)
+        found["pairs_all"].append(pairs(threads)[0])
     return Limits.of(threads, {**found, "copy_bytes": _copy_speeds(samples, copy_bytes)})
 
 
-def _sample(peak: Any, threads: int, steps: int) -> tuple[float, float]:
-    clock = ctypes.c_double()
+def _unit(peak: Any) -> Callable[[int], tuple[float, float]]:
+    """Return what measures a unit once on so many threads, in samples of one length: operations and clocks a second."""
     peak.argtypes, peak.restype = [ctypes.c_int32, ctypes.c_int64, ctypes.POINTER(ctypes.c_double)], ctypes.c_double
-    return peak(threads, steps, ctypes.byref(clock)), clock.value
+
+    def sample(threads: int, steps: int) -> tuple[float, float]:
+        clock = ctypes.c_double()
+        return peak(threads, steps, ctypes.byref(clock)), clock.value
+
+    return functools.partial(sample, steps=_steps_of_a_sample(lambda steps: sample(1, steps)[0]))
 
 
-def _steps_of_a_sample(peak: Any) -> int:
+def _steps_of_a_sample(peak: Callable[[int], float]) -> int:
     least = 1 << 16
     start = time.perf_counter()
-    if not _sample(peak, 1, least)[0]:
+    if not peak(least):
         return 1
-    return max(1, int(least * _SAMPLE_SECONDS / (time.perf_counter() - start)))
+    return max(least, int(least * _SAMPLE_SECONDS / (time.perf_counter() - start)))
 
 
 def _copy_speeds(samples: int, size: int) -> list[float]:
