@@ -134,6 +134,7 @@ PAIRED_OPS = (
     "gather_attention",
     "scored_attention",
 )  # with products over pairs, where the target has them
+SMALL_OPS = ("combine", "compress")  # whose tiles fit every GPU
 NARROWED_OPS = ("stream_attention", "select_blocks", "scored_attention")  # which lay queries in lanes
 
 
@@ -186,6 +187,7 @@ MATRIX_COLUMNS = 8  # and its columns
 WARP_GROUP_ROWS = 64
 LEAST_TRANSPOSED = 32  # columns of a tile that wgmma reads as it is and transposed
 MMA_ACCUMULATORS = 120  # of 255 registers; the rest goes to fragments of both operands and to addresses
+WGMMA_ACCUMULATORS = 190  # of a loop over queries, which makes five products; others leave enough whatever they hold
 MEMBER_BITS = 32  # of the word that says which queries of a tile list a block
 
 
@@ -210,7 +212,7 @@ def _check_gpu(schedule: GpuSchedule, desc: KernelDesc, target: GpuTarget) -> st
         return f"rows and key_tile must be multiples of the {MATRIX_ROWS} rows of a matrix instruction"
     if desc.dtype == "float32":
         return "float32 has no GPU kernels; float16 and bfloat16 have"
-    if desc.op in ("combine", "compress"):
+    if desc.op in SMALL_OPS:
         return None
     depths = [v for k, v in desc.dims if k in ("dk", "dv") and isinstance(v, int)]
     odd = [d for d in depths if d % MATRIX_ROWS]
@@ -232,16 +234,24 @@ def _check_gpu(schedule: GpuSchedule, desc: KernelDesc, target: GpuTarget) -> st
         queries = schedule.rows // min(schedule.rows, desc.size("group"))
         if queries > MEMBER_BITS:
             return f"{queries} queries of a tile are more than the {MEMBER_BITS} bits that say who lists a block"
-    if target.matrix == "mma" and desc.op in ("stream_attention", "gather_attention"):
-        held = accumulators(schedule, desc)
-        if held > MMA_ACCUMULATORS:
-            return f"a thread holds {held} accumulators and scores; beyond {MMA_ACCUMULATORS} {target.name} spills"
+    most_held = most_accumulators(desc, target)
+    if most_held is not None and (held := accumulators(schedule, desc)) > most_held:
+        return f"a thread holds {held} accumulators and scores; beyond {most_held} {target.name} spills"
     if desc.op == "select_blocks" and schedule.rows < desc.size("group"):
         return f"rows = {schedule.rows} are less than the {desc.size('group')} heads whose scores are summed"
-    needed = _selection_bytes(schedule, desc) if desc.op == "select_blocks" else shared_bytes(schedule, desc)
+    needed = _tile_bytes(schedule, desc)
     if needed > target.block_shared_bytes:
         return f"tiles take {needed} bytes of shared memory; {target.name} has {target.block_shared_bytes} per block"
     return None
+
+
+def most_accumulators(desc: KernelDesc, target: GpuTarget) -> int | None:
+    """Return how many float32 registers of sums and scores a thread may hold before it spills; None if any number."""
+    if desc.op not in ("stream_attention", "gather_attention"):
+        return None
+    if target.matrix == "wgmma":
+        return WGMMA_ACCUMULATORS if ("part", "keys") in desc.dims else None
+    return MMA_ACCUMULATORS if target.matrix == "mma" else None
 
 
 def accumulators(schedule: GpuSchedule, desc: KernelDesc) -> int:
@@ -250,6 +260,20 @@ def accumulators(schedule: GpuSchedule, desc: KernelDesc) -> int:
     depth = {"forward": desc.size("dv"), "queries": desc.size("dk"), "keys": desc.size("dk") + desc.size("dv")}[part]
     scores = schedule.key_tile * (3 if part == "forward" else 5) // 2  # once or twice as float32, once in half
     return schedule.rows * (depth + scores) // schedule.threads
+
+
+def too_few_blocks(schedule: Schedule, desc: KernelDesc, target: Target, least: int) -> str | None:
+    """Return None if tiles of `least` thread blocks fit the shared memory of a multiprocessor, else the reason."""
+    if not (isinstance(schedule, GpuSchedule) and isinstance(target, GpuTarget)) or desc.op in SMALL_OPS:
+        return None
+    needed = least * (_tile_bytes(schedule, desc) + target.reserved_bytes)
+    if needed <= target.shared_bytes:
+        return None
+    return f"{least} thread blocks take {needed} bytes; a multiprocessor of {target.name} has {target.shared_bytes}"
+
+
+def _tile_bytes(schedule: GpuSchedule, desc: KernelDesc) -> int:
+    return _selection_bytes(schedule, desc) if desc.op == "select_blocks" else shared_bytes(schedule, desc)
 
 
 def _selection_bytes(schedule: GpuSchedule, desc: KernelDesc) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 from .desc import KernelDesc
 from .errors import ScheduleError
 from .index_sets import RangeSet
-from .schedule import Schedule, ScheduleSpace, multiplies_pairs, schedule_class
+from .schedule import Schedule, ScheduleSpace, multiplies_pairs, schedule_class, too_few_blocks
 from .target import GpuTarget, Target
 
 FALLBACK = "fallback.toml"
@@ -153,10 +153,12 @@ def _generic(
 ) -> Selected:
     reasons: list[str] = []
     for number, choice in enumerate(choices):
-        schedule = schedule_class(target).parse(choice)
-        reason = ScheduleSpace.check(schedule, desc, target)
+        source, blocks = f"{FALLBACK} {family}.{desc.kind} choice {number}", choice.get("blocks", 1)
+        if isinstance(blocks, bool) or not isinstance(blocks, int):
+            raise ScheduleError(f"{source}: blocks = {blocks!r} is not allowed: it must be an integer")
+        schedule = schedule_class(target).parse({name: value for name, value in choice.items() if name != "blocks"})
+        reason = ScheduleSpace.check(schedule, desc, target) or too_few_blocks(schedule, desc, target, blocks)
         if reason is None:
-            source = f"{FALLBACK} {family}.{desc.kind} choice {number}"
             return Selected(schedule=schedule, source=source, tried=(*tried, *reasons, f"{source}: legal"))
         reasons.append(f"choice {number}: {reason}")
     raise ScheduleError(

@@ -187,7 +187,7 @@ class KernelSearch:
         good = sum(_is_good(r) and dict(r.schedule) != default for r in records)
         taken = self.study.taken()
         default_lacks = self.study.key_of(default) not in taken
-        return self._total - 1 + default_lacks - good - self.study.running()
+        return max(0, self._total - 1 - good) + default_lacks - self.study.running()
 
     def _propose(self) -> tuple[Claim, ...] | None:
         """Return a claim; none if another tuner was faster or the proposal was illegal; None if nothing is untried."""

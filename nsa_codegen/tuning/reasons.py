@@ -14,13 +14,13 @@ from ..desc import KernelDesc
 from ..errors import InputError
 from ..occupancy import occupancy
 from ..schedule import (
-    MMA_ACCUMULATORS,
     WARP_GROUP_ROWS,
     CpuSchedule,
     GpuSchedule,
     Schedule,
     ScheduleSpace,
     accumulators,
+    most_accumulators,
     multiplies_pairs,
 )
 from ..target import CpuTarget, GpuTarget, Target
@@ -238,8 +238,9 @@ def _tile_reason(desc: KernelDesc, schedule: GpuSchedule, target: GpuTarget, reg
     if desc.op in ("stream_attention", "gather_attention"):
         held = accumulators(schedule, desc)
         said += f", {held} of them sums and scores"
-        if target.matrix == "mma":
-            said += f" ({MMA_ACCUMULATORS} are allowed, since mma keeps fragments of both operands there too)"
+        if (most_held := most_accumulators(desc, target)) is not None:
+            too = "addresses of five products" if target.matrix == "wgmma" else "fragments of both operands"
+            said += f" ({most_held} are allowed, since {target.matrix} keeps {too} there too)"
     return said
 
 

@@ -73,8 +73,11 @@ def test_refused_choices_of_the_generic_list_say_why() -> None:
     number = int(found.source.rsplit(" ", 1)[1])
     assert number > 0 and len(found.tried) == 2 + number
     assert all(f"choice {i}: " in found.tried[1 + i] for i in range(number))
-    assert "8 warps need 128 rows, 16 each; rows = 64" in found.tried[1]
-    assert "accumulators and scores; beyond 120 sm_80 spills" in found.tried[2]
+    assert "accumulators and scores; beyond 120 sm_80 spills" in found.tried[1]
+    assert "4 warps need 64 rows, 16 each; rows = 32" in found.tried[2]
+    assert (
+        "2 thread blocks take " in found.tried[number] and "a multiprocessor of sm_80 has 167936" in found.tried[number]
+    )
 
 
 def test_a_tuned_row_is_named_with_its_record_and_what_its_machine_means_here(tuned: Path) -> None:

@@ -57,6 +57,25 @@ def test_without_rows_the_first_legal_generic_schedule_serves(folder: Path) -> N
     assert found.source == "fallback.toml generic.stream_attention_fwd choice 1"
 
 
+def test_a_choice_may_ask_for_room_for_several_thread_blocks(folder: Path) -> None:
+    lists = """
+[mma]
+stream_attention_bwd = [
+  { rows = 32, key_tile = 32, stages = 2, threads = 128, blocks = 2 },
+  { rows = 32, key_tile = 16, stages = 2, threads = 128 },
+]
+"""
+    (folder / "fallback.toml").write_text(FALLBACK + lists)
+    keys = KernelDesc.of("stream_attention", "bfloat16", direction="bwd", part="keys", group=4, dk=128, dv=128)
+    assert select(keys, GPU_TARGETS["sm_80"], folder=folder).schedule.to_json()["key_tile"] == 32
+    found = select(keys, GPU_TARGETS["sm_86"], folder=folder)  # one of them would be legal there
+    assert found.schedule.to_json()["key_tile"] == 16
+    assert "choice 0: 2 thread blocks take 105472 bytes; a multiprocessor of sm_86 has 102400" in found.tried
+    (folder / "fallback.toml").write_text(FALLBACK + lists.replace("blocks = 2", 'blocks = "two"'))
+    with pytest.raises(ScheduleError, match=r"mma\.stream_attention_bwd choice 0: blocks = 'two' is not allowed"):
+        select(keys, GPU_TARGETS["sm_86"], folder=folder)
+
+
 def test_own_rows_come_before_those_along_the_chain(folder: Path) -> None:
     write_rows(folder, "cpu", ({}, schedule(16)))
     assert select(DESC, V4, folder=folder).source == "stream_attention_fwd/cpu.json row 0 {}"

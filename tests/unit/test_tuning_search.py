@@ -235,6 +235,15 @@ def test_the_static_judge_compiles_the_best_predicted_until_enough_do_not_spill(
     assert found.gain == 8.0 and found.best.schedule["key_tile"] == 8
 
 
+def test_a_default_that_is_new_since_is_compiled_by_a_run_that_goes_on_and_lacks_nothing_else(tmp_path, monkeypatch):
+    static = replace(META, judge="static")
+    found, search, _ = tune(tmp_path, meta=static, compiled=3)
+    other = next(s for s in found.space.legal if (s.query_lanes, s.key_tile) not in search)
+    monkeypatch.setattr(kernel_search.Space, "of", lambda desc, target: replace(found.space, default=other))
+    _, again, _ = tune(tmp_path, meta=static, compiled=1)
+    assert again.keys() - search.keys() == {(other.query_lanes, other.key_tile)}
+
+
 class Predicted:
     def __init__(self, tile):
         self.seconds = tile * 1e-3
