@@ -3,7 +3,7 @@
 The default stays unless it is beaten for certain. Measured: by more than 2 %, in the last final round and beyond its
 spread: in three of four turns, or where a record does not say what turns were like, in quartiles of either time.
 Static: by more than 5 % in the time predicted for code that was compiled and does not spill, since a model is less
-sure than a clock.
+sure than a clock. A default that spills is not fit to be shipped, and stays only if all others do.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def verdict(desc: KernelDesc, target: Target, records: Iterable[Numbered]) -> Ve
         elif candidate.doubt:
             doubted.append(candidate)
         else:
-            said = f"{candidate.gain:.2f} times as fast as the default, {numbered.record.judge}"
+            said = f"{candidate.gain:.2f} times as fast as the default{candidate.note}, {numbered.record.judge}"
             return Verdict(winner=numbered, reason=said, gain=candidate.gain, refused=tuple(refused))
     if not doubted:
         return Verdict(winner=None, reason="no candidate is fit", refused=tuple(refused))
@@ -111,12 +111,13 @@ def schedule_text(values: Mapping[str, int], target: Target) -> str:
 
 
 class _Candidate(NamedTuple):
-    """A candidate, its gain, what speaks against a row, or "", and whether that is the spread of its times alone."""
+    """A candidate, its gain, what speaks against a row, or "", whether that is the spread of its times, and a note."""
 
     numbered: Numbered
     gain: float
     doubt: str = ""
     within_spread: bool = False
+    note: str = ""
 
 
 def final_rounds(records: Iterable[Record]) -> list[tuple[Record, ...]]:
@@ -160,18 +161,19 @@ def _static(desc: KernelDesc, target: Target, found: list[Numbered]) -> list[_Ca
         return None
     default = default_schedule(desc, target)
     base = _of_schedule(compiled, default)
-    fails = any(n.record.status == "failed" and dict(n.record.schedule) == default.to_json() for n in found)
+    failed = any(n.record.status == "failed" and dict(n.record.schedule) == default.to_json() for n in found)
+    spills = base is not None and _spills(base)
     ranked: list[_Candidate] = []
     for numbered in sorted(compiled, key=lambda n: _order(n, _seconds(n))):
         if _spills(numbered):
             continue
-        gain = _seconds(base) / _seconds(numbered) if base is not None else math.inf if fails else 1.0
+        gain = _seconds(base) / _seconds(numbered) if base is not None else math.inf if failed else 1.0
         doubt = ""
-        if base is None and not fails:
+        if base is None and not failed:
             doubt = "the default was not compiled, so that nothing is known to beat it"
-        elif gain <= BEATS["static"]:
+        elif gain <= BEATS["static"] and not spills:
             doubt = f"the best is predicted {gain:.3f} times as fast as the default: not beyond {BEATS['static']}"
-        ranked.append(_Candidate(numbered, gain, doubt))
+        ranked.append(_Candidate(numbered, gain, doubt, note=", which spills" if spills else ""))
     return ranked
 
 

@@ -75,9 +75,7 @@ def test_refused_choices_of_the_generic_list_say_why() -> None:
     assert all(f"choice {i}: " in found.tried[1 + i] for i in range(number))
     assert "accumulators and scores; beyond 120 sm_80 spills" in found.tried[1]
     assert "4 warps need 64 rows, 16 each; rows = 32" in found.tried[2]
-    assert (
-        "2 thread blocks take " in found.tried[number] and "a multiprocessor of sm_80 has 167936" in found.tried[number]
-    )
+    assert "2 thread blocks take 206848 bytes; a multiprocessor of sm_80 has 167936" in found.tried[5]
 
 
 def test_a_tuned_row_is_named_with_its_record_and_what_its_machine_means_here(tuned: Path) -> None:

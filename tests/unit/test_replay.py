@@ -193,6 +193,17 @@ def test_a_static_winner_needs_a_default_that_was_compiled_too(logs: Path) -> No
     assert decision.row is not None and decision.row["schedule"] == better.to_json()
 
 
+def test_a_default_that_spills_makes_way_for_the_best_that_does_not(logs: Path) -> None:
+    gpu = KernelDesc.of("stream_attention", "bfloat16", visible=window(512), group=16, dk=192, dv=128)
+    slower, slowest = GpuSchedule(rows=64, key_tile=32, stages=2), GpuSchedule(rows=64, key_tile=32, stages=1)
+    spilling = record(gpu, default_schedule(gpu, H100), predicted=0.5, spill_bytes=32)
+    others = [record(gpu, s, predicted=t, spill_bytes=0) for s, t in ((slowest, 1.0), (slower, 0.8))]
+    write_log(logs, "sm_90a", spilling, *others, run="a")
+    (decision,) = replay(logs).decisions
+    assert decision.row is not None and decision.row["schedule"] == slower.to_json()
+    assert "0.62 times as fast as the default, which spills" in decision.verdict.reason
+
+
 def test_refused_lines_and_candidates_are_named_and_nothing_else_is_lost(logs: Path, schedules: Path) -> None:
     path = write_log(
         logs,
