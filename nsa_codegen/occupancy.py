@@ -54,7 +54,7 @@ def occupancy(target: GpuTarget, *, threads: int, registers: int, shared_bytes: 
     warps = _warps(target, threads)
     limits = (
         _registers(target, warps, registers),
-        _shared(target, shared_bytes),
+        shared_limit(target, shared_bytes),
         Limit(name="warps", per_block=warps, available=target.warps, blocks=target.warps // warps),
         Limit(name="blocks", per_block=1, available=target.blocks, blocks=target.blocks),
     )
@@ -92,7 +92,8 @@ def _registers(target: GpuTarget, warps: int, registers: int) -> Limit:
     return Limit(name="registers", per_block=of_warp * warps, available=target.registers, blocks=blocks)
 
 
-def _shared(target: GpuTarget, shared_bytes: int) -> Limit:
+def shared_limit(target: GpuTarget, shared_bytes: int) -> Limit:
+    """Return how many blocks of so many bytes each the shared memory of a multiprocessor holds."""
     of_block = _round_up(shared_bytes + target.reserved_bytes, target.shared_unit)
     blocks = target.shared_bytes // of_block if of_block else target.blocks
     if shared_bytes > target.block_shared_bytes:

@@ -10,7 +10,14 @@ from typing import Any, ClassVar, Self
 
 from .desc import KernelDesc
 from .errors import ScheduleError, nearest
+from .occupancy import shared_limit
 from .target import CpuTarget, GpuTarget, Target
+
+
+def require_integer(name: str, value: Any) -> None:
+    """Raise `ScheduleError`, which names the value, unless it is an integer."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ScheduleError(f"{name} = {value!r} is not allowed: it must be an integer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +35,7 @@ class Schedule:
         for name, value in data.items():
             if name not in names:
                 raise ScheduleError(f"{cls.__name__} has no field {name!r}: {nearest(name, names)}")
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise ScheduleError(f"{cls.__name__}.{name} = {value!r} is not allowed: it must be an integer")
+            require_integer(f"{cls.__name__}.{name}", value)
         return cls(**data)
 
     def __str__(self) -> str:
@@ -266,10 +272,11 @@ def too_few_blocks(schedule: Schedule, desc: KernelDesc, target: Target, least: 
     """Return None if tiles of `least` thread blocks fit the shared memory of a multiprocessor, else the reason."""
     if not (isinstance(schedule, GpuSchedule) and isinstance(target, GpuTarget)) or desc.op in SMALL_OPS:
         return None
-    needed = least * (_tile_bytes(schedule, desc) + target.reserved_bytes)
-    if needed <= target.shared_bytes:
+    limit = shared_limit(target, _tile_bytes(schedule, desc))
+    if limit.blocks >= least:
         return None
-    return f"{least} thread blocks take {needed} bytes; a multiprocessor of {target.name} has {target.shared_bytes}"
+    needed = least * limit.per_block
+    return f"{least} thread blocks take {needed} bytes; a multiprocessor of {target.name} has {limit.available}"
 
 
 def _tile_bytes(schedule: GpuSchedule, desc: KernelDesc) -> int:

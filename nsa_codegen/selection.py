@@ -16,7 +16,7 @@ from typing import Any
 from .desc import KernelDesc
 from .errors import ScheduleError
 from .index_sets import RangeSet
-from .schedule import Schedule, ScheduleSpace, multiplies_pairs, schedule_class, too_few_blocks
+from .schedule import Schedule, ScheduleSpace, multiplies_pairs, require_integer, schedule_class, too_few_blocks
 from .target import GpuTarget, Target
 
 FALLBACK = "fallback.toml"
@@ -154,8 +154,7 @@ def _generic(
     reasons: list[str] = []
     for number, choice in enumerate(choices):
         source, blocks = f"{FALLBACK} {family}.{desc.kind} choice {number}", choice.get("blocks", 1)
-        if isinstance(blocks, bool) or not isinstance(blocks, int):
-            raise ScheduleError(f"{source}: blocks = {blocks!r} is not allowed: it must be an integer")
+        require_integer(f"{source}: blocks", blocks)
         schedule = schedule_class(target).parse({name: value for name, value in choice.items() if name != "blocks"})
         reason = ScheduleSpace.check(schedule, desc, target) or too_few_blocks(schedule, desc, target, blocks)
         if reason is None:

@@ -320,7 +320,7 @@ def _works(record: Record) -> bool:
 
 def _is_good(record: Record) -> bool:
     """Return whether a compiled candidate is fit to be shipped: it does not spill."""
-    return record.status == "ok" and not (record.resources or {}).get("spill_bytes", 0)
+    return record.status == "ok" and not record.spills
 
 
 def _now() -> str:

@@ -107,6 +107,11 @@ class Record:
             return None if self.measured is None else self.measured.median
         return None if self.predicted is None else self.predicted["seconds"]
 
+    @property
+    def spills(self) -> bool:
+        """Whether its compiled code keeps registers in memory; False where nothing was compiled."""
+        return bool((self.resources or {}).get("spill_bytes", 0))
+
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain data, with the format's number."""
         data = {f.name: getattr(self, f.name) for f in fields(self)} | {"desc": self.desc.to_json()}

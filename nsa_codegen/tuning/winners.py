@@ -162,10 +162,10 @@ def _static(desc: KernelDesc, target: Target, found: list[Numbered]) -> list[_Ca
     default = default_schedule(desc, target)
     base = _of_schedule(compiled, default)
     failed = any(n.record.status == "failed" and dict(n.record.schedule) == default.to_json() for n in found)
-    spills = base is not None and _spills(base)
+    spills = base is not None and base.record.spills
     ranked: list[_Candidate] = []
     for numbered in sorted(compiled, key=lambda n: _order(n, _seconds(n))):
-        if _spills(numbered):
+        if numbered.record.spills:
             continue
         gain = _seconds(base) / _seconds(numbered) if base is not None else math.inf if failed else 1.0
         doubt = ""
@@ -185,8 +185,3 @@ def _seconds(numbered: Numbered) -> float:
     predicted = numbered.record.predicted
     assert predicted is not None
     return predicted["seconds"]
-
-
-def _spills(numbered: Numbered) -> bool:
-    resources = numbered.record.resources or {}
-    return bool(resources.get("spill_bytes", 0))
