@@ -18,6 +18,7 @@ from torch import Tensor
 from .checks import checked_scale, require_attention, require_gates, require_position, use_compiled
 from .device import emulated_target
 from .dispatch import define_op, dtype_name, fake_op, few_queries, launch
+from .ops.base import scratch
 from .ops.combine import gates_as_read, read_as
 from .pages import in_large_pages
 from .plan import PathKernels, Plan, packs_blocks, plan_of
@@ -127,7 +128,7 @@ def _attention(
     of_paths = dict(zip(plan.by_means, means, strict=False))  # there may be none
     scope = Scope(q=q, keys=keys, values=values, q_start=q_start, scale=scale, means=of_paths)
     if gates is None or plan.combine is None:
-        lse = torch.empty((batch, tokens, heads), dtype=torch.float32)
+        lse = scratch(batch, tokens, heads)
         _attend(plan, 0, scope, q, slice(0, batch), 0, (out, lse), {})
         return out
     by_runs(plan, scope, gates.contiguous(), out)
@@ -191,7 +192,7 @@ def by_runs(
     batch, tokens, heads, dv = out.shape
     rows, run = _run_shape(plan, scope.q, dv)
     held = [scope.q.new_empty((rows, run, heads, dv)) for _ in plan.paths]
-    kept = [] if lses is not None else [torch.empty((rows, run, heads)) for _ in plan.paths]
+    kept = [] if lses is not None else [scratch(rows, run, heads) for _ in plan.paths]
     for lead, part in _runs(batch, tokens, rows, run):
         chosen = _rows(scope.q, lead, part)
         outs = [_cut(o, (*chosen.shape[:3], dv)) for o in held]

@@ -26,7 +26,7 @@ def keep_freed_memory() -> None:
     from its heap. So one is allocated here and freed untouched; and one more, that the heap grows in large pages.
     """
     for _ in range(2):
-        block = torch.empty(MAPPED - (1 << 20), dtype=torch.uint8)
+        block = torch.empty(MAPPED - (1 << 20), dtype=torch.uint8, device="cpu")
         _advise(block.data_ptr(), block.nbytes)
         del block
 

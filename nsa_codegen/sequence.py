@@ -183,7 +183,7 @@ class Ready(NamedTuple):
     def __call__(self, tensors: Iterable[Tensor], q_start: int) -> None:
         """Run the kernels on contiguous tensors in the order in which they were named; raises `KernelFailedError`."""
         steps = self.sequence.steps
-        memory = _borrowed() if self.memory <= SPARE else in_large_pages(torch.empty(self.memory, dtype=torch.uint8))
+        memory = _borrowed() if self.memory <= SPARE else in_large_pages(_bytes(self.memory))
         bases = array.array("q", [0, *[x.data_ptr() for x in tensors], memory.data_ptr(), q_start])
         pool = steps[0].kernel.artifact.pool
         status = pool.sequence(self.address, bases.buffer_info()[0], len(steps), self.rows, self.workers)
@@ -203,7 +203,11 @@ def _borrowed() -> Tensor:
     try:
         return _spares.pop()
     except IndexError:
-        return torch.empty(SPARE, dtype=torch.uint8)
+        return _bytes(SPARE)
+
+
+def _bytes(size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8, device="cpu")
 
 
 class _Memory:

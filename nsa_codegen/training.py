@@ -19,6 +19,7 @@ from .autograd import refuse_second_derivatives
 from .checks import use_compiled
 from .dispatch import define_op, fake_op
 from .inference import Scope, by_runs, checked, named, plan_for, rows_are_shared, rows_are_small, serves_here
+from .ops.base import scratch
 from .pages import in_large_pages
 from .plan import Plan
 from .program import Program
@@ -123,12 +124,12 @@ def _attention_backward(
     plan, listing = _plan(program, q, keys, values, gates)
     grad_q = in_large_pages(torch.empty_like(q))
     grad_keys, grad_values = ([in_large_pages(torch.empty_like(x)) for x in part] for part in (keys, values))
-    by_row = torch.empty((*q.shape[:3], len(keys)), dtype=torch.float32)
+    by_row = scratch(*q.shape[:3], len(keys))
     given = {**named(q, keys, values, gates), **_saved_names(lses, lists, listing), "dout": dout.contiguous()}
     given |= {"gates": given["gates"].float(), "grad q": grad_q, "grad gates": by_row}
     given |= {f"grad keys {n}": x for n, x in enumerate(grad_keys)}
     given |= {f"grad values {n}": x for n, x in enumerate(grad_values)}
-    given["dlse"] = torch.zeros(lses[0].numel())
+    given["dlse"] = scratch(lses[0].numel()).zero_()
     small = rows_are_small(q, dout.shape[3])
     for kernels in (plan.backward,) if small else plan.backward_by_path:
         kernels(given, q_start=q_start, scale=scale, by_row=rows_are_shared(q, dout.shape[3]))

@@ -151,5 +151,5 @@ def element_bytes(dtype: str) -> int:
 
 
 def scratch(*shape: int) -> Tensor:
-    """Return uninitialised float32 working memory."""
-    return torch.empty(shape, dtype=torch.float32)
+    """Return uninitialised float32 working memory of the CPU, whatever torch's default dtype and device are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")

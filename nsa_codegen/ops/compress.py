@@ -58,7 +58,7 @@ def prepare(desc: KernelDesc, schedule: CpuSchedule, workers: int, *, x: Tensor,
     batch, keys, kv_heads, dim = x.shape
     found = extent(desc, schedule)(Call(workers, batch, keys, keys, kv_heads, 0, batch))
     dtype = torch_dtype(desc.word("out")) if desc.word("method") == "mean" else x.dtype
-    out = torch.empty((batch, found.sizes["windows"], kv_heads, dim), dtype=dtype)
+    out = x.new_empty((batch, found.sizes["windows"], kv_heads, dim), dtype=dtype)
     return found.launch({"x": x, "out": out, **{n: w.float().contiguous() for n, w in weights.items()}}, (out,))
 
 
@@ -126,7 +126,7 @@ def prepare_gpu(
             values["inner_bias"] = (encoded + rest["b1"].double()).float()
     if desc.direction == "fwd":
         dtype = torch_dtype(desc.word("out")) if method == "mean" else x.dtype
-        out = torch.empty((batch, windows, kv_heads, dim), dtype=dtype, device=x.device)
+        out = x.new_empty((batch, windows, kv_heads, dim), dtype=dtype)
         values.update(out=out, active=x.new_empty(inner) if method == "mlp" else None)
         return Launch(tasks=out.numel(), values=values, outputs=(out,))
     part = desc.word("part")

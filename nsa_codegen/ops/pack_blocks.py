@@ -54,7 +54,7 @@ def run_reference(desc: KernelDesc, *, x: Tensor) -> tuple[Tensor]:
 def prepare(desc: KernelDesc, schedule: CpuSchedule, workers: int, *, x: Tensor) -> Launch:
     """Return the launch."""
     batch, keys, kv_heads, _ = x.shape
-    packed = torch.empty(
+    packed = x.new_empty(
         (batch, kv_heads, ceil_div(keys, desc.size("block")), *packed_shape(desc)),
         dtype=x.dtype if of_pairs(desc) else torch.float32,
     )

@@ -70,7 +70,7 @@ def prepare(
     desc: KernelDesc, schedule: CpuSchedule, workers: int, *, q: Tensor, k: Tensor, q_start: int, scale: float
 ) -> Launch:
     """Return the launch."""
-    indices = torch.empty((*q.shape[:2], k.shape[2], desc.size("n")), dtype=torch.int32)
+    indices = q.new_empty((*q.shape[:2], k.shape[2], desc.size("n")), dtype=torch.int32)
     found = extent(desc, schedule)(Call.over(workers, q, k, q_start))
     return found.launch({"q": q, "k": k, "indices": indices, "scale": scale}, (indices,))
 

@@ -127,7 +127,11 @@ def run_queries(found: Extent, values: Values, *, q: Tensor, k: Tensor, v: Tenso
     """Return the launch of runs of queries of an attention by itself, to dq and what each run adds to dk and dv."""
     outputs = (torch.empty_like(q), *run_parts(found, k=k, v=v))
     named = dict(zip(("dq", "parts_k", "parts_v"), outputs, strict=True))
-    ungated = {"gates": torch.ones(1), "grad_gates": scratch(*q.shape[:3]), **gate_of(path=0, paths=1, shared=True)}
+    ungated = {
+        "gates": scratch(1).fill_(1),
+        "grad_gates": scratch(*q.shape[:3]),
+        **gate_of(path=0, paths=1, shared=True),
+    }
     return found.launch({**values, **named, **ungated}, outputs)
 
 
