@@ -252,8 +252,7 @@ def nsa_attention(
     program, given = spec.program(), None
     of_window = (k, v) if k_win is None or v_win is None else (k_win, v_win)
     if k_cmp is not None and v_cmp is not None and not torch.compiler.is_compiling():
-        dims = spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.value_dim
-        given = Given.of((program.text, dims, impl), q_start, q, gates, ((k_cmp, v_cmp), (k, v), of_window))
+        given = Given.of((program.declared, impl), q_start, q, gates, ((k_cmp, v_cmp), (k, v), of_window))
         if (out := repeated(given)) is not None:
             return out
     require_attention(call, q, k, v)
@@ -296,7 +295,7 @@ def attention(
     pairs = [kv[name] for name in names if name in kv]
     if gates is not None and len(pairs) == len(names) and not torch.compiler.is_compiling():
         means = [block_means[name] for name in names if name in block_means] if block_means else ()
-        words = program.text, tuple(block_means or ()), scale, impl
+        words = program.declared, tuple(block_means or ()), scale, impl
         given = Given.of(words, q_start, q, gates, pairs, means)
         if (out := repeated(given)) is not None:
             return out

@@ -88,7 +88,7 @@ def checked(
 ) -> float:
     """Return the scale, 1/sqrt(Dk) if None is given; checks what was not checked before. Raises `InputError`."""
     tensors = [q, *(x for pair in pairs for x in pair), *(() if gates is None else (gates,))]
-    seen = (program.text, tuple((x.shape, x.dtype, x.device) for x in tensors))
+    seen = (program.declared, tuple((x.shape, x.dtype, x.device) for x in tensors))
     if seen not in _passed:
         for path, (k, v) in zip(program.paths, pairs, strict=True):
             require_attention(f"attention({program.name}.{path.name})", q, k, v)

@@ -154,7 +154,7 @@ class Program:
 
     @functools.cached_property
     def text(self) -> str:
-        """The paths as the string that the op `attention` takes."""
+        """The paths as the string that the op `attention` takes: what kernels do, and not all that checks depend on."""
         names = [p.name for p in self.paths]
         rows: list[dict[str, Any]] = []
         for number, path in enumerate(self.paths):
@@ -170,6 +170,11 @@ class Program:
             scored_by = number if phi is None else names.index(path.visible.source)
             rows.append({"top_k": asdict(path.visible), "scored_by": scored_by, "windows": windows})
         return json.dumps(rows, separators=(",", ":"))
+
+    @functools.cached_property
+    def declared(self) -> str:
+        """All that was declared: two programs are equal if and only if this is."""
+        return repr(self)
 
     @property
     def kv_heads(self) -> int:

@@ -20,9 +20,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nsa_codegen import functional, repeated
 from nsa_codegen.errors import InputError
+from nsa_codegen.index_sets import causal, window
+from nsa_codegen.program import Path as ProgramPath
+from nsa_codegen.program import Phi, Program, Tokens
 
 WINDOW = ("k_win", "v_win")
-KERNELS = kernels_of(SEED.program(), torch.float32, backward=False)
+POOLED = SEED.replace(causal=False, pool_queries=True)
+
+
+def two_paths(keys: Tokens | Phi) -> Program:
+    """A window, and all keys up to the query's position."""
+    paths = (ProgramPath(name="near", visible=window(4)), ProgramPath(name="far", keys=keys, visible=causal()))
+    return Program(name="two", num_heads=2, head_dim=16, combine="scalar", paths=paths)
+
+
+KERNELS = [
+    d
+    for p in (SEED.program(), POOLED.program(), two_paths(Tokens()))
+    for d in kernels_of(p, torch.float32, backward=False)
+]
 
 
 @pytest.fixture
@@ -87,6 +103,34 @@ def test_sizes_and_scales_have_calls_of_their_own(kernels: Path, runs: list[Any]
         assert torch.allclose(functional.attention(program, values[0], kv, values[5], scale=scale), wanted, atol=1e-5)
     assert len(runs) == 5
     assert len(repeated._calls) == 3
+
+
+def test_programs_that_differ_in_what_their_keys_are(kernels: Path, runs: list[Any]) -> None:
+    """Positions follow from tokens, and not from compressed ones: the same tensors and ranges, another call."""
+    tokens, compressed = two_paths(Tokens()), two_paths(Phi(kernel=4, stride=4))
+    assert tokens.text == compressed.text
+    q, gates = draw(2, 1, 2, 16, seed=0), draw(2, seed=5).sigmoid()
+    near, far = ([draw(2, keys, 2, 16, seed=keys + i) for i in (1, 2)] for keys in (40, 10))
+    kv = {"near": (near[0], near[1]), "far": (far[0], far[1])}
+    for _ in range(2):
+        for each in (tokens, compressed):
+            wanted = functional.attention(each, q, kv, gates, impl="reference")
+            assert torch.allclose(functional.attention(each, q, kv, gates, impl="compiled"), wanted, atol=1e-5)
+    assert len(runs) == 4
+    functional.attention(compressed, q, kv, gates, q_start=30)
+    with pytest.raises(InputError, match="1 queries from position 30 do not fit 10 keys"):
+        functional.attention(tokens, q, kv, gates, q_start=30)
+
+
+def test_pooled_queries_are_no_call_of_others(kernels: Path, runs: list[Any]) -> None:
+    plain = POOLED.replace(pool_queries=False)
+    q, k, v = (draw(2, 40, 2, 16, seed=seed) for seed in range(3))
+    k_cmp, v_cmp = (functional.compress(x, kernel=4, stride=4) for x in (k, v))
+    gates = draw(3, seed=5).sigmoid()
+    for spec in (plain, POOLED, plain):
+        given = {"k_cmp": k_cmp, "v_cmp": v_cmp, "impl": "compiled"}
+        wanted = functional.nsa_attention(q, k, v, gates, spec, **{**given, "impl": "reference"})
+        assert torch.allclose(functional.nsa_attention(q, k, v, gates, spec, **given), wanted, atol=1e-5)
 
 
 def test_one_call_serves_every_position(kernels: Path, runs: list[Any]) -> None:
