@@ -13,7 +13,23 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .errors import SpecError
-from .index_sets import IndexSet, RangeSet, TopK, complete, require_choice, require_size
+from .index_sets import (
+    IndexSet,
+    RangeSet,
+    TopK,
+    causal,
+    complete,
+    everything,
+    first,
+    require_choice,
+    require_size,
+    window,
+)
+
+for _set in (causal, complete, everything, first, window):
+    # torch.compile then calls them with the numbers it sees, and does not trace how a set spells itself. It is what
+    # torch.compiler.assume_constant_result does, without torch.
+    _set._dynamo_marked_constant = True  # type: ignore[union-attr]
 
 PHI_METHODS = ("mean", "conv", "mlp")
 COMBINES = ("none", "scalar", "sigmoid")

@@ -6,7 +6,7 @@ from cases import PAPER, SEED, SMALL_MODELS, kernels_of
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from nsa_codegen import NSA, functional
+from nsa_codegen import NSA, NSASpec, functional
 from nsa_codegen.errors import SecondDerivativeError
 from nsa_codegen.index_sets import window
 
@@ -88,6 +88,41 @@ def test_compile_without_graph_breaks_gives_equal_results(model: torch.nn.Module
         out, grads = gradients(model, model, x)
         compiled_out, compiled_grads = gradients(model, compiled, x)
         assert close([compiled_out, *compiled_grads], [out, *grads])
+
+
+GIVEN = {"block_size": 8, "num_selected": 3}
+FUNCTIONS = {
+    "compress": lambda q, k, v, **o: functional.compress(k, kernel=4, stride=4, **o),
+    "compressed_attention": lambda q, k, v, **o: functional.compressed_attention(
+        q, k[:, :5], v[:, :5], kernel=4, stride=4, **o
+    ),
+    "all compressed tokens": lambda q, k, v, **o: functional.compressed_attention(
+        q, k[:, :5], v[:, :5], kernel=4, stride=4, causal=False, **o
+    ),
+    "window_attention": lambda q, k, v, **o: functional.window_attention(q, k, v, window_size=9, **o),
+    "selected_attention": lambda q, k, v, **o: functional.selected_attention(
+        q, k, v, torch.zeros(1, 20, 2, 3, dtype=torch.int32), block_size=8, **o
+    ),
+    "select_blocks": lambda q, k, v, **o: functional.select_blocks(q, k, method="mean_key", **GIVEN, **o),
+    "select_blocks by compressed tokens": lambda q, k, v, **o: functional.select_blocks(
+        q, k[:, :5], method="compressed", kernel=4, stride=4, **GIVEN, **o
+    ),
+    "block_means": lambda q, k, v, **o: functional.block_means(k, block_size=8, **o),
+    "combine": lambda q, k, v, **o: functional.combine([q, k, v], torch.ones(3), **o),
+    "nsa_attention": lambda q, k, v, **o: functional.nsa_attention(q, k, v, torch.ones(3), SEED, **o),
+    "a spec of its own": lambda q, k, v, **o: functional.nsa_attention(
+        q, k, v, torch.ones(3), NSASpec.seed(**SMALL_MODELS["seed"]).replace(window_size=9), **o
+    ),
+}
+
+
+@pytest.mark.parametrize("impl", ["compiled", "reference"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_compile_without_graph_breaks(name: str, impl: str) -> None:
+    torch.compiler.reset()
+    values = [normal(1, 20, 2, 16, seed=seed, grad=False) for seed in range(3)]
+    call = torch.compile(lambda *x: FUNCTIONS[name](*x, impl=impl), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(call(*values), FUNCTIONS[name](*values, impl=impl))
 
 
 def test_export_runs_the_same_kernels(model: torch.nn.Module) -> None:
