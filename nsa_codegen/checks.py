@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
 
 from .desc import DTYPES
 from .device import device_target
-from .errors import InputError, TargetError
+from .errors import ForwardDerivativeError, InputError, TargetError
 from .index_sets import TopK, require_choice
 from .program import Phi, Program
 from .reference.precision import arithmetic_dtype
@@ -196,6 +198,23 @@ def use_compiled(call: str, impl: str, q: Tensor) -> bool:
         _logged.add(reason)
         _log.warning("%s runs the eager reference: %s", call, reason)
     return False
+
+
+def refuse_forward_derivatives(call: str, tensors: Iterable[Tensor | None]) -> None:
+    """Raise `ForwardDerivativeError` if a tensor for the kernels has a tangent, or may hide one under a transform."""
+    if forward_ad._current_level < 0:
+        return
+    for x in tensors:
+        if x is not None and (is_functorch_wrapped_tensor(x) or _tangent(x) is not None):
+            raise ForwardDerivativeError(
+                f"{call}: forward-mode derivatives (torch.func.jvp, torch.autograd.forward_ad) are asked for, and "
+                f"kernels have reverse-mode derivatives only; use impl='reference', which has both, or backward()"
+            )
+
+
+def _tangent(x: Tensor) -> Tensor | None:
+    tangent: Tensor | None = forward_ad.unpack_dual(x).tangent  # type: ignore[no-untyped-call]
+    return tangent
 
 
 def _lacking_on_gpu(q: Tensor) -> str | None:

@@ -57,6 +57,10 @@ class SecondDerivativeError(NSAError, NotImplementedError):
     """A gradient of a gradient was asked for; the kernels have first derivatives only."""
 
 
+class ForwardDerivativeError(NSAError, NotImplementedError):
+    """A forward-mode derivative was asked for; the kernels have reverse-mode derivatives only."""
+
+
 class MissingPackageError(NSAError, ImportError):
     """A package of an optional extra is not installed."""
 

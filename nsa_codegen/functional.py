@@ -20,6 +20,7 @@ from .checks import (
     checked_scale,
     checked_start,
     last_start,
+    refuse_forward_derivatives,
     require_alike,
     require_attention,
     require_gates,
@@ -61,12 +62,13 @@ def compress(
     reference.check_weights(x, kernel=kernel, method=method, weight=weight, bias=bias)
     if not use_compiled("compress", impl, x):
         return reference.compress(x, kernel=kernel, stride=stride, method=method, weight=weight, bias=bias)
-    conv: tuple[Weights, ...] = (weight, bias) if method == "conv" else (None, None)
-    mlp: tuple[Weights, ...] = (None,) * 5
+    conv: tuple[Any, ...] = (weight, bias) if method == "conv" else (None, None)
+    mlp: tuple[Any, ...] = (None,) * 5
     if method == "mlp":
         assert weight is not None and bias is not None  # checked above
         (position, w1, w2), (b1, b2) = weight, bias
         mlp = (position, w1, b1, w2, b2)
+    refuse_forward_derivatives("compress", (x, *conv, *mlp))
     out: Tensor = _ops.compress(x, method, kernel, stride, *conv, *mlp)
     return out
 
@@ -199,6 +201,7 @@ def selected_attention(
     factor = checked_scale(call, scale, q)
     start = checked_start(call, q_start, q, k.shape[1]) if causal else (q_start or 0)
     if use_compiled(call, impl, q):
+        refuse_forward_derivatives(call, (q, k, v))
         out, lse = _ops.gather_attention(q, k, v, block_indices, block_size, causal, start, factor)
         return out, lse
     return reference.gather_attention(
@@ -357,6 +360,7 @@ def combine(outs: list[Tensor], gates: Tensor, *, impl: str = "auto") -> Tensor:
         raise InputError(f"combine: outputs differ: {[(list(o.shape), o.dtype) for o in outs]}; they must be alike")
     require_gates(len(outs), list(lead[:3]), gates, outs[0].device if outs else gates.device)
     if use_compiled("combine", impl, outs[0]):
+        refuse_forward_derivatives("combine", (*outs, gates))
         out: Tensor = _ops.combine(outs, gates)
         return out
     return reference.combine(outs, gates)
@@ -368,6 +372,7 @@ def _stream(
     factor = checked_scale(call, scale, q)
     require_position(call, q_start, q)
     if use_compiled(call, impl, q):
+        refuse_forward_derivatives(call, (q, k, v))
         out, lse = _ops.stream_attention(q, k, v, visible.text, q_start, factor)
         return out, lse
     return reference.stream_attention(q, k, v, visible, q_start=q_start, scale=factor)
@@ -429,6 +434,7 @@ def _scored_path(
     assert isinstance(phi, Phi) and isinstance(visible, TopK)
     require_attention(call, q, k, v)
     require_attention(f"attention({program.name}.{listed.name})", q, *kv[listed.name])
+    refuse_forward_derivatives(call, (q, k, v))
     require_position(call, q_start, q)
     sizes = (visible.block, visible.n, visible.initial, visible.local, phi.kernel, phi.stride)
     out, _, indices = _ops.scored_attention(q, k, v, *sizes, checked_scale(call, scale, q), q_start)

@@ -15,7 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import checked_scale, require_attention, require_gates, require_position, use_compiled
+from .checks import (
+    checked_scale,
+    refuse_forward_derivatives,
+    require_attention,
+    require_gates,
+    require_position,
+    use_compiled,
+)
 from .device import emulated_target
 from .dispatch import define_op, dtype_name, fake_op, few_queries, launch
 from .ops.base import scratch
@@ -86,8 +93,12 @@ def checked(
     scale: float | None,
     q_start: int,
 ) -> float:
-    """Return the scale, 1/sqrt(Dk) if None is given; checks what was not checked before. Raises `InputError`."""
+    """Return the scale, 1/sqrt(Dk) if None is given; checks what was not checked before.
+
+    Raises `InputError`, and `ForwardDerivativeError`.
+    """
     tensors = [q, *(x for pair in pairs for x in pair), *(() if gates is None else (gates,))]
+    refuse_forward_derivatives("attention", tensors)
     seen = (program.declared, tuple((x.shape, x.dtype, x.device) for x in tensors))
     if seen not in _passed:
         for path, (k, v) in zip(program.paths, pairs, strict=True):

@@ -4,10 +4,11 @@ import pytest
 import torch
 from cases import PAPER, SEED, SMALL_MODELS, kernels_of
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from nsa_codegen import NSA, NSASpec, functional
-from nsa_codegen.errors import SecondDerivativeError
+from nsa_codegen.errors import ForwardDerivativeError, SecondDerivativeError
 from nsa_codegen.index_sets import window
 
 FORMS = {
@@ -179,3 +180,59 @@ def test_second_derivatives_are_refused(name: str) -> None:
     )
     with pytest.raises(SecondDerivativeError, match=r"first derivatives only.*impl='reference'"):
         first.sum().backward()
+
+
+def _one_dual(call, values: list[Tensor], number: int) -> Tensor | None:
+    with forward_ad.dual_level():
+        values = [forward_ad.make_dual(x, x.cos()) if n == number else x for n, x in enumerate(values)]
+        out = call(*values)
+        return forward_ad.unpack_dual(out[0] if isinstance(out, tuple) else out).tangent
+
+
+def _one_dual_without_gradients(call, values: list[Tensor], number: int) -> Tensor | None:
+    with torch.no_grad():
+        return _one_dual(call, values, number)
+
+
+def _jvp(call, values: list[Tensor], number: int) -> Tensor | None:
+    def of_one(x: Tensor) -> Tensor:
+        out = call(*values[:number], x, *values[number + 1 :])
+        return out[0] if isinstance(out, tuple) else out
+
+    return torch.func.jvp(of_one, (values[number],), (values[number].cos(),))[1]
+
+
+@pytest.mark.parametrize("derivative", [_one_dual, _one_dual_without_gradients, _jvp])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_forward_derivatives_are_refused_by_kernels_and_made_by_the_reference(name: str, derivative) -> None:
+    values = [normal(1, 20, 2, 16, seed=seed, grad=derivative is not _jvp) for seed in range(3)]
+    has_none = name.startswith(("select_blocks", "block_means"))
+    for number in {"compress": [1], "block_means": [1]}.get(name, [0, 1]):
+        reference = derivative(lambda *x: FUNCTIONS[name](*x, impl="reference"), values, number)
+        if has_none:
+            assert reference is None or not reference.any()
+            found = derivative(lambda *x: FUNCTIONS[name](*x, impl="compiled"), values, number)
+            assert found is None or not found.any()
+            continue
+        assert reference is not None and reference.abs().max() > 0
+        with pytest.raises(ForwardDerivativeError, match=r"reverse-mode derivatives only; use impl='reference'"):
+            derivative(lambda *x: FUNCTIONS[name](*x, impl="compiled"), values, number)
+
+
+def test_forward_derivatives_of_weights_and_gates_are_refused() -> None:
+    x, outs = normal(1, 20, 2, 16), [normal(1, 20, 2, 16, seed=seed) for seed in range(3)]
+    weight = normal(4, 2, 16)
+    for call, given in (
+        (lambda w: functional.compress(x, kernel=4, stride=4, method="conv", weight=w), weight),
+        (lambda g: functional.combine(outs, g), normal(3)),
+        (lambda g: functional.nsa_attention(*outs, g, SEED), normal(3)),
+    ):
+        with pytest.raises(ForwardDerivativeError, match=r"torch\.func\.jvp"):
+            _one_dual(call, [given], 0)
+
+
+def test_what_has_no_tangent_runs_at_a_dual_level() -> None:
+    values = [normal(1, 20, 2, 16, seed=seed, grad=False) for seed in range(3)]
+    wanted = functional.nsa_attention(*values, torch.ones(3), SEED)
+    with forward_ad.dual_level():
+        assert torch.equal(functional.nsa_attention(*values, torch.ones(3), SEED), wanted)
