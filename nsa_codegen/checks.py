@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -79,6 +79,18 @@ def require_key_dim(call: str, q: Tensor, k: Tensor, k_name: str = "k") -> None:
     """Raise `InputError` unless q and k have the same head dim."""
     if q.shape[3] != k.shape[3]:
         raise InputError(f"{call}: q has head dim {q.shape[3]} and {k_name} {k.shape[3]}; they must be equal")
+
+
+def require_outputs(outs: Sequence[Tensor], gates: Tensor) -> None:
+    """Raise `InputError` unless there are 1 to 4 outputs [B, T, H, Dv], all alike, and gates that fit them."""
+    if not isinstance(outs, (list, tuple)):
+        raise InputError(f"combine: outs is {type(outs).__name__}; give a list of outputs")
+    for number, out in enumerate(outs):
+        require_tensor("combine", f"outs[{number}]", out, "B T H Dv")
+    kinds = [(list(out.shape), out.dtype, str(out.device)) for out in outs]
+    if any(kind != kinds[0] for kind in kinds):
+        raise InputError(f"combine: outputs differ: {kinds}; they must be alike")
+    require_gates(len(outs), list(outs[0].shape[:3]) if outs else [], gates, outs[0].device if outs else gates.device)
 
 
 def require_gates(paths: int, lead: list[int], gates: Tensor, device: torch.device) -> None:

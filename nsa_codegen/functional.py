@@ -23,9 +23,9 @@ from .checks import (
     refuse_forward_derivatives,
     require_alike,
     require_attention,
-    require_gates,
     require_heads,
     require_key_dim,
+    require_outputs,
     require_position,
     require_spec,
     require_tensor,
@@ -355,10 +355,7 @@ def combine(outs: list[Tensor], gates: Tensor, *, impl: str = "auto") -> Tensor:
 
     Raises `InputError`.
     """
-    lead = outs[0].shape if outs else []
-    if any(o.shape != lead or o.dtype != outs[0].dtype for o in outs):
-        raise InputError(f"combine: outputs differ: {[(list(o.shape), o.dtype) for o in outs]}; they must be alike")
-    require_gates(len(outs), list(lead[:3]), gates, outs[0].device if outs else gates.device)
+    require_outputs(outs, gates)
     if use_compiled("combine", impl, outs[0]):
         refuse_forward_derivatives("combine", (*outs, gates))
         out: Tensor = _ops.combine(outs, gates)

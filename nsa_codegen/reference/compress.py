@@ -54,9 +54,9 @@ def check_weights(x: Tensor, *, kernel: int, method: str, weight: Weights, bias:
         if weight is not None or bias is not None:
             raise InputError("compress: method 'mean' takes no weight and no bias; leave them out or use 'conv'")
     elif method == "conv":
-        _require_shape(method, "weight", weight, (kernel, heads, dim))
+        _require_weight(x, method, "weight", weight, (kernel, heads, dim))
         if bias is not None:
-            _require_shape(method, "bias", bias, (heads, dim))
+            _require_weight(x, method, "bias", bias, (heads, dim))
     elif method == "mlp":
         if not (_is_tuple_of(3, weight) and _is_tuple_of(2, bias)):
             raise InputError(
@@ -64,12 +64,12 @@ def check_weights(x: Tensor, *, kernel: int, method: str, weight: Weights, bias:
                 f"got {_described(weight)} and {_described(bias)}"
             )
         (position, w1, w2), (b1, b2) = weight, bias  # type: ignore[misc]
-        hidden = w1.shape[0] if w1.dim() else 0
-        _require_shape(method, "position", position, (kernel, dim))
-        _require_shape(method, "w1", w1, (hidden, kernel * dim))
-        _require_shape(method, "w2", w2, (dim, hidden))
-        _require_shape(method, "b1", b1, (hidden,))
-        _require_shape(method, "b2", b2, (dim,))
+        hidden = max(1, w1.shape[0] if w1.dim() else 0)
+        _require_weight(x, method, "position", position, (kernel, dim))
+        _require_weight(x, method, "w1", w1, (hidden, kernel * dim))
+        _require_weight(x, method, "w2", w2, (dim, hidden))
+        _require_weight(x, method, "b1", b1, (hidden,))
+        _require_weight(x, method, "b2", b2, (dim,))
     else:
         raise InputError(f"compress: method = {method!r} is not allowed: {nearest(str(method), PHI_METHODS)}")
 
@@ -97,10 +97,15 @@ def _through_mlp(windows: Tensor, weight: Weights, bias: Weights) -> Tensor:
     return linear(gelu(linear(flat, w1, b1)), w2, b2)
 
 
-def _require_shape(method: str, name: str, value: Weights, shape: tuple[int, ...]) -> None:
+def _require_weight(x: Tensor, method: str, name: str, value: Weights, shape: tuple[int, ...]) -> None:
     if not isinstance(value, Tensor) or tuple(value.shape) != shape:
         raise InputError(
             f"compress: {name} of method {method!r} must be a tensor of shape {list(shape)}; got {_described(value)}"
+        )
+    if not value.is_floating_point() or value.device != x.device or value.layout != torch.strided:
+        raise InputError(
+            f"compress: {name} of method {method!r} is {value.dtype}, {value.layout} on {value.device}; give a dense "
+            f"floating-point tensor on {x.device}, where x is"
         )
 
 

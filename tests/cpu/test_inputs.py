@@ -52,6 +52,7 @@ def combine(outs: Any, gates: Any = GATES, **options: Any) -> Any:
     return functional.combine(outs, gates, **{"impl": "compiled", **options})
 
 
+MLP = tuple(torch.zeros(*shape) for shape in ((4, 8), (16, 32), (8, 16), (16,), (8,)))
 ATTENTIONS = {"window_attention": window, "compressed_attention": compressed, "selected_attention": selected}
 META = torch.device("meta")
 
@@ -142,6 +143,30 @@ def refusals() -> dict[str, tuple[Callable[..., Any], dict[str, Any], type[Excep
         ),
         "output shapes": (
             combine, {"outs": [*outs[:2], outs[2][:, :8]]}, InputError, r"outputs differ: .*they must be alike",
+        ),
+        "outputs on two devices": (
+            combine, {"outs": [*outs[:2], outs[2].to(META)]}, InputError, r"outputs differ: .*'meta'\)\]; they must be",
+        ),
+        "integer outputs": (combine, {"outs": [o.int() for o in outs]}, InputError, r"outs\[0\] has dtype torch.int32"),
+        "no list of outputs": (combine, {"outs": outs[0]}, InputError, r"outs is Tensor; give a list of outputs"),
+        "weight elsewhere": (
+            compress, {"method": "conv", "weight": torch.ones(4, 2, 8, device=META)}, InputError,
+            r"weight of method 'conv' is torch.float32, torch.strided on meta; give a dense .* on cpu, where x is",
+        ),
+        "integer weight": (
+            compress, {"method": "conv", "weight": torch.ones(4, 2, 8).int()}, InputError, r"is torch.int32.*; give a",
+        ),
+        "complex bias": (
+            compress, {"method": "conv", "weight": torch.ones(4, 2, 8), "bias": torch.ones(2, 8) * 1j}, InputError,
+            r"bias of method 'conv' is torch.complex64",
+        ),
+        "integer layer": (
+            compress, {"method": "mlp", "weight": (MLP[0], MLP[1].int(), MLP[2]), "bias": MLP[3:]}, InputError,
+            r"w1 of method 'mlp' is torch.int32",
+        ),
+        "layer elsewhere": (
+            compress, {"method": "mlp", "weight": MLP[:3], "bias": (MLP[3], MLP[4].to(META))}, InputError,
+            r"b2 of method 'mlp' is torch.float32, torch.strided on meta",
         ),
         "too many outputs": (combine, {"outs": outs * 2}, InputError, r"6 outputs are given; 1 to 4 are combined"),
         "gates": (
