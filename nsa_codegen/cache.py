@@ -7,6 +7,7 @@ only has to be finite. Hence they start as zeros, and what is dropped becomes ze
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import TypeVar, cast
 
 import torch
@@ -25,18 +26,31 @@ Tensors = TypeVar("Tensors", Pair, tuple[Tensor])
 class AttentionCache:
     """Keys and values of one attention layer, `length` positions of them; empty at first, it grows as it is extended.
 
-    Raises `InputError` for an attention in which a position sees later ones: all would have to be computed again.
+    It serves the attention of `spec` and no other. Raises `InputError` for an attention in which a position sees later
+    ones: all would have to be computed again.
     """
 
     def __init__(self, spec: NSASpec) -> None:
         if not spec.causal:
             raise InputError("a cache serves causal attention, and this spec has causal=False; run all positions anew")
-        self.length = 0
+        self.length, self.spec = 0, spec
         self._phi = Phi(method="mean", kernel=spec.kernel, stride=spec.stride)
         self._tokens: list[Pair] = []  # one pair shared by the paths, or one each
         self._compressed: list[Pair] = []
         self._scored_by_means, self._block = spec.selection == "mean_key", spec.block_size
         self._means: list[tuple[Tensor]] = []
+
+    def require_spec(self, call: str, spec: NSASpec) -> None:
+        """Raise `InputError` unless the cache serves `spec`; the message names the fields that differ."""
+        if spec is self.spec:
+            return
+        pairs = [(f.name, getattr(self.spec, f.name), getattr(spec, f.name)) for f in fields(spec)]
+        if differing := [f"{name} = {mine} and not {theirs}" for name, mine, theirs in pairs if mine != theirs]:
+            raise InputError(
+                f"{call}: the cache is for a spec with {', '.join(differing)}; use the cache that new_cache() of this "
+                f"model makes"
+            )
+        self.spec = spec  # an equal one, as after a copy: the next call sees it at once
 
     def extend(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from functools import partial
 from typing import Any
 
@@ -118,6 +120,36 @@ def test_an_exception_leaves_every_layer_as_it_was() -> None:
     broken.remove()
     assert [layer.length for layer in cache.layers] == [5, 5]
     torch.testing.assert_close(model(x[:, 5:], cache), model(x))
+
+
+@torch.no_grad()
+def test_a_cache_of_another_spec_is_refused_and_holds_what_it_held() -> None:
+    model = make(MODEL).double()
+    x, cache = draw(1, 9, 12, seed=7), model.new_cache()
+    model(x[:, :5], cache)
+    others = {"window_size": 3, "block_size": 2, "gate": "sigmoid", "compression": "conv", "num_initial_blocks": 1}
+    for name, value in others.items():
+        other = make({**MODEL, name: value}).double()
+        mine = getattr(model.options.spec, name)
+        with pytest.raises(InputError, match=f"for a spec with {name} = {mine} and not {value}; use the cache that"):
+            other(x[:, 5:], cache)
+    with pytest.raises(InputError, match=r"block_size = .* and not 2, num_initial_blocks = .* and not 1; use"):
+        make({**MODEL, "block_size": 2, "num_initial_blocks": 1}).double()(x[:, 5:], cache)
+    assert cache.length == 5
+    torch.testing.assert_close(model(x[:, 5:], cache), model(x))
+
+
+@torch.no_grad()
+def test_a_copy_of_a_cache_serves_copies_of_its_model() -> None:
+    model = make(MODEL).double()
+    x, cache = draw(1, 9, 12, seed=7), model.new_cache()
+    model(x[:, :5], cache)
+    wanted = model_of_pieces(model, x, 5)
+    for copied in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
+        twin = copy.deepcopy(model)
+        twin(x[:, 5:7], copied)
+        torch.testing.assert_close(twin(x[:, 7:], copied), wanted)
+    assert cache.length == 5
 
 
 def test_what_a_cache_does_not_serve_is_refused() -> None:
