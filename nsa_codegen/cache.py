@@ -42,8 +42,6 @@ class AttentionCache:
 
     def require_spec(self, call: str, spec: NSASpec) -> None:
         """Raise `InputError` unless the cache serves `spec`; the message names the fields that differ."""
-        if spec is self.spec:
-            return
         pairs = [(f.name, getattr(self.spec, f.name), getattr(spec, f.name)) for f in fields(spec)]
         if differing := [f"{name} = {mine} and not {theirs}" for name, mine, theirs in pairs if mine != theirs]:
             raise InputError(

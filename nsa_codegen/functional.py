@@ -35,6 +35,7 @@ from .errors import InputError
 from .index_sets import SCORES, RangeSet, TopK, complete, everything, require_choice, require_size, window
 from .program import Path, Phi, Program, require_score_windows
 from .reference.compress import Weights
+from .reference.whole import pooled_start, spread
 from .repeated import Given, Starts, first, repeated
 from .spec import NSASpec
 
@@ -391,10 +392,11 @@ def _path(
         if not path.pool_queries:
             return _stream(call, q, k, v, path.visible, scale=scale, q_start=q_start, impl=impl)[0]
         assert isinstance(path.keys, Phi)
-        pooled = compress(q, kernel=path.keys.kernel, stride=path.keys.stride, impl=impl)
-        rows = _stream(call, pooled, k, v, path.visible, scale=scale, q_start=0, impl=impl)[0]
-        spread = rows.repeat_interleave(path.keys.stride, dim=1)
-        return torch.nn.functional.pad(spread, (0, 0, 0, 0, 0, q.shape[1] - spread.shape[1]))
+        stride = path.keys.stride
+        first_window = pooled_start(q_start, stride)
+        pooled = compress(q, kernel=stride, stride=stride, impl=impl)
+        rows = _stream(call, pooled, k, v, path.visible, scale=scale, q_start=first_window, impl=impl)[0]
+        return spread(rows, stride, q.shape[1])
     visible, phi = path.visible, program.source_of(path.visible)
     indices = select_blocks(
         q,

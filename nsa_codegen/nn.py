@@ -121,7 +121,8 @@ class NSAAttention(nn.Module):
             paths = {"compressed": (self.k_phi(k_c), self.v_phi(v_c)), "selected": (k_s, v_s), "window": (k_w, v_w)}
         else:
             require_no_gradients("NSAAttention")
-            cache.require_spec("NSAAttention", spec)
+            if cache.spec is not spec:
+                cache.require_spec("NSAAttention", spec)
             start = cache.length
             cache.extend(k, v, (self.k_phi, self.v_phi), impl=self.impl)
             paths, means = cache.paths, cache.block_means

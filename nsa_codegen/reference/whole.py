@@ -86,9 +86,22 @@ def _pooled_output(
     """
     assert isinstance(path.keys, Phi)  # Path refuses pool_queries on other keys
     stride = path.keys.stride
-    if q_start % stride:
-        raise InputError(f"attention: q_start = {q_start} must be a multiple of {stride}, or windows of queries split")
+    first = pooled_start(q_start, stride)
     pooled = compress(q, kernel=stride, stride=stride)
-    out, _ = stream_attention(pooled, k, v, visible, scale=scale, q_start=q_start // stride)
-    repeated = torch.repeat_interleave(out, stride, dim=1)
-    return pad(repeated, (0, 0, 0, 0, 0, q.shape[1] - repeated.shape[1]))
+    return spread(stream_attention(pooled, k, v, visible, scale=scale, q_start=first)[0], stride, q.shape[1])
+
+
+def pooled_start(q_start: int, stride: int) -> int:
+    """Return the index of the first window of queries, whose first stands at `q_start`. Raises `InputError`."""
+    if q_start % stride:
+        raise InputError(
+            f"attention: q_start = {q_start} must be a multiple of {stride}, or windows of queries, which are pooled, "
+            f"split; give one, or as many keys as queries"
+        )
+    return q_start // stride
+
+
+def spread(rows: Tensor, stride: int, queries: int) -> Tensor:
+    """Return the output of pooled queries at each of `queries` positions that they came from, and 0 at the others."""
+    repeated = torch.repeat_interleave(rows, stride, dim=1)
+    return pad(repeated, (0, 0, 0, 0, 0, queries - repeated.shape[1]))

@@ -29,9 +29,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nsa_codegen import functional, reference
-from nsa_codegen.index_sets import window
+from nsa_codegen.errors import InputError
+from nsa_codegen.index_sets import causal, window
 from nsa_codegen.nn import NSA
-from nsa_codegen.program import Phi
+from nsa_codegen.program import Path, Phi, Program
 from nsa_codegen.spec import NSASpec
 
 FORMS = {**SMALL_MODELS, "pooled": {**SMALL_MODELS["seed"], "causal": False, "pool_queries": True}}
@@ -40,8 +41,13 @@ FORMS = {**SMALL_MODELS, "pooled": {**SMALL_MODELS["seed"], "causal": False, "po
 ONE_TENSOR = [
     (NSASpec.paper(num_heads=4, num_kv_heads=1, head_dim=64, value_dim=64, window_size=40), dtype) for dtype in DTYPES
 ]
+POOLED = Program(
+    name="pooled", num_heads=4, num_kv_heads=2, head_dim=16,
+    paths=(Path(name="c", keys=Phi(kernel=4, stride=4), visible=causal(), pool_queries=True),),
+)  # fmt: skip
 KERNELS = [
     *SPEC_KERNELS,
+    *kernels_of(POOLED, torch.float32, backward=False),
     *(desc for options in FORMS.values() for desc in kernels_of(model_spec(options).program(), torch.float32)),
     *(
         desc
@@ -357,3 +363,17 @@ def test_the_whole_model(name: str, tokens: int) -> None:
         if part.endswith("attention.gate"):  # three numbers, each a difference of gradients of the gates
             term = largest
         assert_accurate(*(f[part] for f in found), f"{name} model of {tokens}: {part}", term=term)
+
+
+@pytest.mark.parametrize("impl", ["compiled", "reference"])
+def test_pooled_queries_stand_where_their_window_does(impl: str) -> None:
+    q, k, v = draw(2, 14, 4, 16, seed=0), draw(2, 10, 2, 16, seed=1), draw(2, 10, 2, 16, seed=2)
+    of_first = functional.attention(POOLED, q, {"c": (k, v)}, impl=impl)
+    for start in (0, 4, 24, 40):
+        found = functional.attention(POOLED, q, {"c": (k, v)}, q_start=start, impl=impl)
+        wanted = reference.attention(POOLED, q.double(), {"c": (k.double(), v.double())}, q_start=start)
+        assert (found - wanted).abs().max() < 1e-5
+        assert torch.equal(found, of_first) == (start == 0)
+    for start in (2, 25):
+        with pytest.raises(InputError, match=f"q_start = {start} must be a multiple of 4, or windows of queries"):
+            functional.attention(POOLED, q, {"c": (k, v)}, q_start=start, impl=impl)
