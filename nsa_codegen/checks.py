@@ -14,12 +14,12 @@ from torch.autograd import forward_ad
 from .desc import DTYPES
 from .device import device_target
 from .errors import ForwardDerivativeError, InputError, TargetError
-from .index_sets import TopK, require_choice
+from .index_sets import RangeSet, TopK, require_choice
 from .program import Phi, Program
 from .reference.precision import arithmetic_dtype
+from .sizes import MAX_POSITION
 from .spec import NSASpec
 
-MAX_POSITION = 2**31 - 2**16  # positions, and sums with tile and window sizes, are 32-bit in the kernels
 HEAD_DIM_STEP = 16  # what matrix instructions of GPUs take at a time
 MAX_PATHS = 4
 IMPLS = ("auto", "compiled", "reference")
@@ -173,6 +173,16 @@ def require_position(call: str, q_start: int, q: Tensor) -> None:
         raise InputError(
             f"{call}: q_start = {q_start} is not allowed with {q.shape[1]} queries; give the first query's position, "
             f"such that all positions are from 0 to {MAX_POSITION}"
+        )
+
+
+def require_reach(call: str, visible: RangeSet, keys: int) -> None:
+    """Raise `InputError` for keys of which the last is seen from no position that is addressed."""
+    divisor = max(bound.divisor for span in visible.ranges for bound in (span.lo, span.hi))
+    if divisor * keys > MAX_POSITION:
+        raise InputError(
+            f"{call}: {keys} keys are given, one for every {divisor} positions; at most {MAX_POSITION} positions are "
+            f"addressed"
         )
 
 

@@ -7,6 +7,7 @@ by default the last query stands at the last key, so that decoding with a cache 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,16 +28,18 @@ from .checks import (
     require_key_dim,
     require_outputs,
     require_position,
+    require_reach,
     require_spec,
     require_tensor,
     use_compiled,
 )
 from .errors import InputError
-from .index_sets import SCORES, RangeSet, TopK, complete, everything, require_choice, require_size, window
+from .index_sets import SCORES, RangeSet, TopK, complete, everything, require_choice, window
 from .program import Path, Phi, Program, require_score_windows
 from .reference.compress import Weights
 from .reference.whole import pooled_start, spread
 from .repeated import Given, Starts, first, repeated
+from .sizes import require_numbers, require_size
 from .spec import NSASpec
 
 _ops = torch.ops.nsa_codegen
@@ -92,8 +95,11 @@ def compressed_attention(
     0 and -inf. Raises `InputError` and `SpecError`.
     """
     require_attention("compressed_attention", q, k_cmp, v_cmp, "k_cmp", "v_cmp")
-    visible = complete(kernel, stride) if causal else everything()
-    return _stream("compressed_attention", q, k_cmp, v_cmp, visible, scale=scale, q_start=q_start, impl=impl)
+    call = "compressed_attention"
+    for name, value in (("kernel", kernel), ("stride", stride)):
+        require_size(call, name, value)
+    visible = complete(operator.index(kernel), operator.index(stride)) if causal else everything()
+    return _stream(call, q, k_cmp, v_cmp, visible, scale=scale, q_start=q_start, impl=impl)
 
 
 def select_blocks(
@@ -119,7 +125,7 @@ def select_blocks(
     """
     call = "select_blocks"
     require_choice(call, "method", method, SCORES)
-    TopK(score=method, n=num_selected, block=block_size, initial=num_initial, local=num_local)
+    require_numbers(call, TopK(score=method, n=num_selected, block=block_size, initial=num_initial, local=num_local))
     require_tensor(call, "q", q, "B T H Dk")
     require_tensor(call, "k", k, "B S Hkv Dk")
     require_alike(call, q=q, k=k)
@@ -225,8 +231,11 @@ def window_attention(
     Raises `InputError` and `SpecError`.
     """
     require_attention("window_attention", q, k, v)
-    start = checked_start("window_attention", q_start, q, k.shape[1])
-    return _stream("window_attention", q, k, v, window(window_size), scale=scale, q_start=start, impl=impl)
+    call = "window_attention"
+    start = checked_start(call, q_start, q, k.shape[1])
+    require_size(call, "window_size", window_size)
+    visible = window(operator.index(window_size))  # a number also where torch.compile has a symbol
+    return _stream(call, q, k, v, visible, scale=scale, q_start=start, impl=impl)
 
 
 def nsa_attention(
@@ -369,6 +378,7 @@ def _stream(
 ) -> tuple[Tensor, Tensor]:
     factor = checked_scale(call, scale, q)
     require_position(call, q_start, q)
+    require_reach(call, visible, k.shape[1])
     if use_compiled(call, impl, q):
         refuse_forward_derivatives(call, (q, k, v))
         out, lse = _ops.stream_attention(q, k, v, visible.text, q_start, factor)

@@ -21,10 +21,12 @@ from .checks import (
     require_attention,
     require_gates,
     require_position,
+    require_reach,
     use_compiled,
 )
 from .device import emulated_target
 from .dispatch import define_op, dtype_name, fake_op, few_queries, launch
+from .index_sets import RangeSet
 from .ops.base import scratch
 from .ops.combine import gates_as_read, read_as
 from .pages import in_large_pages
@@ -103,6 +105,8 @@ def checked(
     if seen not in _passed:
         for path, (k, v) in zip(program.paths, pairs, strict=True):
             require_attention(f"attention({program.name}.{path.name})", q, k, v)
+            if isinstance(path.visible, RangeSet):
+                require_reach(f"attention({program.name}.{path.name})", path.visible, k.shape[1])
         if gates is not None:
             require_gates(len(pairs), list(q.shape[:3]), gates, q.device)
         if len(_passed) < MAX_PASSED:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from . import functional
 from .cache import AttentionCache, ModelCache, require_no_gradients
 from .errors import InputError, SpecError, UnknownOptionError, nearest
-from .index_sets import require_choice, require_size
+from .index_sets import require_choice
 from .reference.compress import Weights
+from .sizes import require_size
 from .spec import OPTIONS, PATHS, NSASpec
 
 IMPLS = ("auto", "compiled", "reference")

@@ -22,9 +22,9 @@ from .index_sets import (
     everything,
     first,
     require_choice,
-    require_size,
     window,
 )
+from .sizes import require_numbers, require_size
 
 for _set in (causal, complete, everything, first, window):
     # torch.compile then calls them with the numbers it sees, and does not trace how a set spells itself. It is what
@@ -80,6 +80,7 @@ class Path:
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
             raise SpecError(f"Path.name = {self.name!r} is not allowed: it must be a Python identifier")
+        require_numbers(f"Path {self.name!r}", self.visible)
         if isinstance(self.visible, TopK) and isinstance(self.keys, Phi):
             raise SpecError(
                 f"Path.keys = {self.keys} is not allowed with {self.visible}: blocks are gathered from tokens; "

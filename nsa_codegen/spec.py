@@ -9,8 +9,9 @@ from dataclasses import InitVar, dataclass, fields, replace
 from typing import Any
 
 from .errors import SpecError, UnknownOptionError, nearest
-from .index_sets import SCORES, complete, everything, require_choice, require_size, top_k, window
+from .index_sets import SCORES, complete, everything, require_choice, top_k, window
 from .program import PHI_METHODS, Path, Phi, Program, Tokens, require_group, require_score_windows
+from .sizes import require_size
 
 GATES = ("scalar", "sigmoid")
 PATHS = ("compressed", "selected", "window")

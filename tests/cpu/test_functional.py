@@ -33,6 +33,7 @@ from nsa_codegen.errors import InputError
 from nsa_codegen.index_sets import causal, window
 from nsa_codegen.nn import NSA
 from nsa_codegen.program import Path, Phi, Program
+from nsa_codegen.sizes import MAX_POSITION, MAX_SIZE
 from nsa_codegen.spec import NSASpec
 
 FORMS = {**SMALL_MODELS, "pooled": {**SMALL_MODELS["seed"], "causal": False, "pool_queries": True}}
@@ -377,3 +378,20 @@ def test_pooled_queries_stand_where_their_window_does(impl: str) -> None:
     for start in (2, 25):
         with pytest.raises(InputError, match=f"q_start = {start} must be a multiple of 4, or windows of queries"):
             functional.attention(POOLED, q, {"c": (k, v)}, q_start=start, impl=impl)
+
+
+def test_the_largest_sizes_at_the_last_positions() -> None:
+    """Bounds are positions, sizes and tiles added up, in 32 bits."""
+    q, k, v = draw(1, 70, 2, 16, seed=0), draw(1, 70, 2, 16, seed=1), draw(1, 70, 2, 16, seed=2)
+    for stride, kernel in ((MAX_SIZE, MAX_SIZE), (1, MAX_SIZE), (MAX_SIZE // 70, MAX_SIZE)):
+        keys = min(70, MAX_POSITION // stride)
+        for start in (0, kernel - 30, MAX_POSITION - 70):
+            found, wanted = (
+                functional.compressed_attention(
+                    q, k[:, :keys], v[:, :keys], kernel=kernel, stride=stride, q_start=start, impl=impl
+                )
+                for impl in ("compiled", "reference")
+            )
+            torch.testing.assert_close(found, wanted)
+    found, wanted = (functional.window_attention(q, k, v, window_size=MAX_SIZE, impl=i) for i in ("auto", "reference"))
+    torch.testing.assert_close(found, wanted)

@@ -100,9 +100,24 @@ def refusals() -> dict[str, tuple[Callable[..., Any], dict[str, Any], type[Excep
         "window past the keys": (window, {"q_start": 1}, InputError, "9 queries from position 1 do not fit 9 keys"),
         "more queries than keys": (window, {"k": K[:, :5], "v": V[:, :5]}, InputError, "9 queries from position -4"),
         "start past all positions": (
-            compressed, {"q_start": 2**31 - 9}, InputError, r"q_start = 2147483639 is not allowed with 9 queries",
+            compressed, {"q_start": 2**30 - 8}, InputError, r"q_start = 1073741816 is not allowed with 9 queries",
         ),
-        "window of 0": (window, {"window_size": 0}, SpecError, r"w = 0 is not allowed: .* integer >= 1"),
+        "stride past all positions": (
+            compressed, {"kernel": 2**31 - 1, "stride": 2**31 - 1}, SpecError,
+            r"kernel = 2147483647 is not allowed: it must be an integer from 1 to 1073676288",
+        ),
+        "compressed tokens past all positions": (
+            compressed, {"kernel": 2**27, "stride": 2**27}, InputError, "9 keys are given, one for every 134217728",
+        ),
+        "window past all positions": (window, {"window_size": 2**31}, SpecError, "window_size = 2147483648 is not"),
+        "window of more than 64 bits": (window, {"window_size": 2**63}, SpecError, "from 1 to 1073676288"),
+        "block past all positions": (selected, {"block_size": 2**31}, SpecError, "block_size = 2147483648 is not"),
+        "more blocks than positions": (select, {"num_selected": 2**31}, SpecError, "n = 2147483648 is not allowed"),
+        "means of 2**31 positions": (
+            lambda **options: functional.block_means(K, **options), {"block_size": 2**31}, SpecError, "size = 2147",
+        ),
+        "kernel of phi past all positions": (compress, {"kernel": 2**63}, SpecError, "kernel = 92233"),
+        "window of 0": (window, {"window_size": 0}, SpecError, r"window_size = 0 is not allowed: .* integer >= 1"),
         "impl word": (window, {"impl": "compile"}, SpecError, r"impl = 'compile' .*: did you mean 'compiled'\?"),
         "kernel": (compressed, {"kernel": 0}, SpecError, r"kernel = 0 is not allowed"),
         "stride": (compressed, {"stride": 1.5}, SpecError, r"stride = 1.5 is not allowed"),

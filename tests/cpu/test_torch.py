@@ -126,6 +126,19 @@ def test_functions_compile_without_graph_breaks(name: str, impl: str) -> None:
     torch.testing.assert_close(call(*values), FUNCTIONS[name](*values, impl=impl))
 
 
+def test_sizes_that_change_are_compiled_for() -> None:
+    values = [normal(1, 20, 2, 16, seed=seed, grad=False) for seed in range(3)]
+    calls = (
+        lambda size: functional.window_attention(*values, window_size=size, impl="reference"),
+        lambda size: functional.compressed_attention(*values, kernel=size, stride=size, impl="reference"),
+    )
+    for call in calls:
+        torch.compiler.reset()
+        compiled = torch.compile(call, fullgraph=True, backend="eager")
+        for size in (7, 9, 11, 7):
+            torch.testing.assert_close(compiled(size), call(size))
+
+
 def test_export_runs_the_same_kernels(model: torch.nn.Module) -> None:
     x = normal(2, 50, 16, grad=False)
     exported = torch.export.export(model, (x,))

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nsa_codegen.errors import NSAError, SpecError, UnknownOptionError
-from nsa_codegen.index_sets import RangeSet, TopK, causal, complete, everything, first, top_k, window
+from nsa_codegen.index_sets import Bound, Range, RangeSet, TopK, causal, complete, everything, first, top_k, window
 from nsa_codegen.needed import needed_descs
 from nsa_codegen.program import Path, Phi, Program, Tokens
+from nsa_codegen.sizes import MAX_SIZE
 from nsa_codegen.spec import NSASpec
 from nsa_codegen.target import TARGETS
 
@@ -74,6 +75,31 @@ def test_sizes_that_are_not_positive_integers(field: str, value: object) -> None
 @pytest.mark.parametrize("field", [name for name, value in SEED.items() if type(value) is int and value > 0])
 def test_sizes_of_zero(field: str) -> None:
     assert refused(**{field: 0}) == f"NSASpec.{field} = 0 is not allowed: it must be an integer >= 1"
+
+
+@pytest.mark.parametrize("field", [name for name, value in SEED.items() if type(value) is int])
+@pytest.mark.parametrize("value", [MAX_SIZE + 1, 2**31, 2**63])
+def test_sizes_past_all_positions(field: str, value: int) -> None:
+    message = refused(**{field: value})
+    assert message.startswith(f"NSASpec.{field} = {value} is not allowed: it must be an integer from ")
+    assert f" to {MAX_SIZE}, " in message
+
+
+@pytest.mark.parametrize("bound", [{"offset": 2**31, "divisor": 1}, {"divisor": 2**63}, {"cap": -(2**32)}])
+def test_numbers_of_ranges_past_all_positions(bound: dict[str, int]) -> None:
+    visible = RangeSet(ranges=(Range(lo=Bound(cap=-(2**40)), hi=Bound(**bound)),))
+    with pytest.raises(
+        SpecError, match=r"^Path 'far': Bound\.\w+ = -?\d+ is not allowed: it must be an integer from -1"
+    ):
+        Path(name="far", visible=visible)
+    Path(name="far", visible=window(MAX_SIZE))
+
+
+@pytest.mark.parametrize("value", [1.5, "1", True])
+def test_numbers_of_ranges_are_integers(value: object) -> None:
+    visible = RangeSet(ranges=(Range(lo=Bound(cap=0), hi=Bound(offset=value, divisor=1)),))  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match=r"Bound\.offset = .* is not allowed: it must be an integer"):
+        Path(name="odd", visible=visible)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +183,11 @@ SCORED = Path(name="sel", visible=top_k("compressed", n=2, block=8, source="cmp"
             ("Path.keys = phi_mean(l=4, d=4)", "use keys=Tokens()"),
         ),
         (lambda: Phi(method="median", kernel=4, stride=4), ("Phi.method = 'median'", "mean")),
+        (
+            lambda: Path(name="only", visible=top_k("mean_key", n=2**31, block=4)),
+            ("Path 'only': TopK.n = 2147483648", "integer"),
+        ),
+        (lambda: Phi(kernel=2**31, stride=4), ("Phi.kernel = 2147483648", "integer from 1 to 1073676288")),
         (lambda: Phi(kernel=0, stride=4), ("Phi.kernel = 0", "integer >= 1")),
         (lambda: program(), ("Program.paths = []", "at least one path")),
         (lambda: program(path(), path(), combine="scalar"), ("Program.paths = ['only', 'only']", "its own name")),
