@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ MAX_PATHS = 4
 IMPLS = ("auto", "compiled", "reference")
 _log = logging.getLogger("nsa_codegen")
 _logged: set[str] = set()
+MAX_PASSED = 4096
+_passed: set[Any] = set()  # what was checked: programs with shapes, dtypes and devices, on which alone checks depend
 
 
 def require_tensor(call: str, name: str, x: object, axes: str) -> None:
@@ -105,6 +108,41 @@ def require_gates(paths: int, lead: list[int], gates: Tensor, device: torch.devi
         raise InputError(f"combine: gates are {gates.dtype} on {gates.device}; give floating gates on {device}")
 
 
+def checked_paths(
+    program: Program, q: Tensor, kv: Mapping[str, tuple[Tensor, Tensor]], gates: Tensor | None
+) -> list[tuple[Tensor, Tensor]]:
+    """Return keys and values in the order of the paths; checks all tensors, if none like them were checked before.
+
+    Raises `InputError`.
+    """
+    call = f"attention({program.name})"
+    if missing := [p.name for p in program.paths if p.name not in kv]:
+        raise InputError(f"{call}: kv has no entry for {missing}; give keys and values for each path")
+    pairs = [kv[p.name] for p in program.paths]
+    tensors = [q, *(x for pair in pairs for x in pair), *(() if gates is None else (gates,))]
+    seen: Any = None
+    if not torch.compiler.is_compiling():
+        seen = (program.declared, tuple((x.shape, x.dtype, x.device) for x in tensors))
+        if seen in _passed:
+            return pairs
+    for path, (k, v) in zip(program.paths, pairs, strict=True):
+        of_path = f"attention({program.name}.{path.name})"
+        require_attention(of_path, q, k, v)
+        require_declared(of_path, q, k, v, program)
+        if isinstance(path.visible, RangeSet):
+            require_reach(of_path, path.visible, k.shape[1])
+    if program.combine == "none":
+        if gates is not None:
+            raise InputError(f"{call}: gates are given, but the program has one path; leave them out")
+    elif gates is None:
+        raise InputError(f"{call}: no gates are given; give [{len(pairs)}] or [B, T, H, {len(pairs)}]")
+    else:
+        require_gates(len(pairs), list(q.shape[:3]), gates, q.device)
+    if seen is not None and len(_passed) < MAX_PASSED:
+        _passed.add(seen)
+    return pairs
+
+
 def checked_means(
     call: str,
     program: Program,
@@ -141,14 +179,15 @@ def last_start(
     return min(ends) - q.shape[1]
 
 
-def require_spec(call: str, q: Tensor, k: Tensor, v: Tensor, spec: NSASpec) -> None:
-    """Raise `InputError` unless q, k and v have the heads and dims of `spec`."""
+def require_declared(call: str, q: Tensor, k: Tensor, v: Tensor, declared: NSASpec | Program) -> None:
+    """Raise `InputError` unless q, k and v have the heads and dims of a spec or a program."""
+    kind, change = ("spec", "spec.replace(") if isinstance(declared, NSASpec) else ("program", "replace(program, ")
     found = {"num_heads": q.shape[2], "num_kv_heads": k.shape[2], "head_dim": q.shape[3], "value_dim": v.shape[3]}
     for name, value in found.items():
-        if value != getattr(spec, name):
+        if value != getattr(declared, name):
             raise InputError(
-                f"{call}: the tensors have {name} = {value} and the spec {getattr(spec, name)}; "
-                f"use spec.replace({name}={value}), or tensors of the spec's shape"
+                f"{call}: the tensors have {name} = {value} and the {kind} {getattr(declared, name)}; "
+                f"use {change}{name}={value}), or tensors of the {kind}'s shape"
             )
 
 

@@ -18,18 +18,19 @@ from . import autograd as _gradients  # noqa: F401 - registers the gradients of 
 from . import inference, reference, training
 from .checks import (
     checked_means,
+    checked_paths,
     checked_scale,
     checked_start,
     last_start,
     refuse_forward_derivatives,
     require_alike,
     require_attention,
+    require_declared,
     require_heads,
     require_key_dim,
     require_outputs,
     require_position,
     require_reach,
-    require_spec,
     require_tensor,
     use_compiled,
 )
@@ -269,7 +270,7 @@ def nsa_attention(
         if (out := repeated(given)) is not None:
             return out
     require_attention(call, q, k, v)
-    require_spec(call, q, k, v, spec)
+    require_declared(call, q, k, v, spec)
     if k_cmp is None or v_cmp is None:
         if spec.compression != "mean":
             raise InputError(
@@ -295,7 +296,7 @@ def attention(
     q_start: int | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """Return what any `program` computes, `[B, T, H, Dv]`.
+    """Return what any `program` computes, `[B, T, H, Dv]`, of tensors with its heads and head dims.
 
     `kv[path.name]` holds a path's keys and values: tokens, or compressed tokens where its keys go through phi.
     `gates`, for a program that combines, is `[P]` or `[B, T, H, P]` in the order of its paths.
@@ -329,35 +330,27 @@ def _attention(
 ) -> Tensor:
     """Return what `attention` does of a call unlike all before; `given` is that call, if more like it may come."""
     call = f"attention({program.name})"
-    missing = [p.name for p in program.paths if p.name not in kv]
-    if missing:
-        raise InputError(f"{call}: kv has no entry for {missing}; give keys and values for each path")
-    tokens = [kv[p.name][0].shape[1] for p in program.paths if not isinstance(p.keys, Phi)]
+    pairs = checked_paths(program, q, kv, gates)
+    tokens = [k.shape[1] for path, (k, _) in zip(program.paths, pairs, strict=True) if not isinstance(path.keys, Phi)]
     start = checked_start(call, q_start, q, min(tokens)) if tokens else (q_start or 0)
-    pairs = [kv[p.name] for p in program.paths]
+    require_position(call, start, q)
+    factor = checked_scale(call, scale, q)
     means = checked_means(call, program, q, kv, block_means, start) if block_means else []
-    if (gates is None) == (program.combine == "none") and inference.runs_as_one(program, q, pairs, gates, impl):
-        factor = inference.checked(program, q, pairs, gates, scale=scale, q_start=start)
+    if inference.runs_as_one(program, q, pairs, gates, impl):
         if given and len(means) == len(block_means or ()):  # with some means only, none are read
             starts = Starts(min(tokens) - q.shape[1] if tokens else 0, last_start(program, q, kv, block_means or {}))
             if (out := first(given, program, scale=factor, q_start=start, starts=starts)) is not None:
                 return out
         return inference.as_one(program, q, pairs, gates, means, scale=factor, q_start=start)
-    if gates is not None and training.trains_as_one(program, q, pairs, gates, impl):
-        return training.attention_with_gradients(program, q, pairs, gates, scale=scale, q_start=start)
-    options: dict[str, Any] = {"scale": scale, "q_start": start, "impl": impl}
+    if gates is not None and training.trains_as_one(program, q, impl):
+        return training.attention_with_gradients(program, q, pairs, gates, scale=factor, q_start=start)
+    options: dict[str, Any] = {"scale": factor, "q_start": start, "impl": impl}
     made: dict[str, Tensor] = {}
     for path in program.paths:
         if (listed := program.lists_of(path)) is not None and use_compiled(call, impl, q):
             made[path.name], made[listed.name] = _scored_path(program, path, listed, q, kv, **options)
     outs = [made[p.name] if p.name in made else _path(program, p, q, kv, **options) for p in program.paths]
-    if program.combine == "none":
-        if gates is not None:
-            raise InputError(f"{call}: gates are given, but the program has one path; leave them out")
-        return outs[0]
-    if gates is None:
-        raise InputError(f"{call}: no gates are given; give [{len(outs)}] or [B, T, H, {len(outs)}]")
-    return combine(outs, gates, impl=impl)
+    return outs[0] if gates is None else combine(outs, gates, impl=impl)
 
 
 def combine(outs: list[Tensor], gates: Tensor, *, impl: str = "auto") -> Tensor:
@@ -392,12 +385,11 @@ def _path(
     q: Tensor,
     kv: Mapping[str, tuple[Tensor, Tensor]],
     *,
-    scale: float | None,
+    scale: float,
     q_start: int,
     impl: str,
 ) -> Tensor:
     (k, v), call = kv[path.name], f"attention({program.name}.{path.name})"
-    require_attention(call, q, k, v)
     if isinstance(path.visible, RangeSet):
         if not path.pool_queries:
             return _stream(call, q, k, v, path.visible, scale=scale, q_start=q_start, impl=impl)[0]
@@ -434,19 +426,16 @@ def _scored_path(
     q: Tensor,
     kv: Mapping[str, tuple[Tensor, Tensor]],
     *,
-    scale: float | None,
+    scale: float,
     q_start: int,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     """Return the outputs of `path`, over compressed tokens, and of `listed`, whose blocks its weights score."""
-    (k, v), phi, visible, call = kv[path.name], path.keys, listed.visible, f"attention({program.name}.{path.name})"
+    (k, v), phi, visible = kv[path.name], path.keys, listed.visible
     assert isinstance(phi, Phi) and isinstance(visible, TopK)
-    require_attention(call, q, k, v)
-    require_attention(f"attention({program.name}.{listed.name})", q, *kv[listed.name])
-    refuse_forward_derivatives(call, (q, k, v))
-    require_position(call, q_start, q)
+    refuse_forward_derivatives(f"attention({program.name}.{path.name})", (q, k, v))
     sizes = (visible.block, visible.n, visible.initial, visible.local, phi.kernel, phi.stride)
-    out, _, indices = _ops.scored_attention(q, k, v, *sizes, checked_scale(call, scale, q), q_start)
+    out, _, indices = _ops.scored_attention(q, k, v, *sizes, scale, q_start)
     options: dict[str, Any] = {"scale": scale, "q_start": q_start, "impl": impl}
     return out, selected_attention(
         q, *kv[listed.name], indices, block_size=visible.block, causal=visible.causal, **options

@@ -15,18 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import (
-    checked_scale,
-    refuse_forward_derivatives,
-    require_attention,
-    require_gates,
-    require_position,
-    require_reach,
-    use_compiled,
-)
+from .checks import refuse_forward_derivatives, use_compiled
 from .device import emulated_target
 from .dispatch import define_op, dtype_name, fake_op, few_queries, launch
-from .index_sets import RangeSet
 from .ops.base import scratch
 from .ops.combine import gates_as_read, read_as
 from .pages import in_large_pages
@@ -35,7 +26,6 @@ from .program import Program
 from .sequence import QUERIES, Ready
 from .sequence import Sequence as KernelSequence
 
-MAX_PASSED = 4096
 RUN_ELEMENTS = 1 << 20  # of one path's output: 4 MB as float32
 MANY_ROWS = 4  # batch rows for each thread, of which it hardly matters that one may get one more
 Attention = tuple[Tensor, Tensor]  # out [B, T, H, Dv] and lse [B, T, H]
@@ -67,9 +57,6 @@ def runs_as_one(
     return use_compiled("attention", impl, q)
 
 
-_passed: set[Any] = set()  # what was checked: programs with shapes, dtypes and devices, on which alone checks depend
-
-
 def as_one(
     program: Program,
     q: Tensor,
@@ -80,39 +67,14 @@ def as_one(
     scale: float,
     q_start: int,
 ) -> Tensor:
-    """Return what `program` computes of checked tensors, by one op; of blocks scored by means, these or none."""
+    """Return what `program` computes of checked tensors, by one op; of blocks scored by means, these or none.
+
+    Raises `ForwardDerivativeError`.
+    """
     keys, values = [k for k, _ in pairs], [v for _, v in pairs]
+    refuse_forward_derivatives("attention", (q, gates, *keys, *values))
     out: Tensor = torch.ops.nsa_codegen.attention(q, keys, values, gates, means, program.text, q_start, scale)
     return out
-
-
-def checked(
-    program: Program,
-    q: Tensor,
-    pairs: Sequence[tuple[Tensor, Tensor]],
-    gates: Tensor | None,
-    *,
-    scale: float | None,
-    q_start: int,
-) -> float:
-    """Return the scale, 1/sqrt(Dk) if None is given; checks what was not checked before.
-
-    Raises `InputError`, and `ForwardDerivativeError`.
-    """
-    tensors = [q, *(x for pair in pairs for x in pair), *(() if gates is None else (gates,))]
-    refuse_forward_derivatives("attention", tensors)
-    seen = (program.declared, tuple((x.shape, x.dtype, x.device) for x in tensors))
-    if seen not in _passed:
-        for path, (k, v) in zip(program.paths, pairs, strict=True):
-            require_attention(f"attention({program.name}.{path.name})", q, k, v)
-            if isinstance(path.visible, RangeSet):
-                require_reach(f"attention({program.name}.{path.name})", path.visible, k.shape[1])
-        if gates is not None:
-            require_gates(len(pairs), list(q.shape[:3]), gates, q.device)
-        if len(_passed) < MAX_PASSED:
-            _passed.add(seen)
-    require_position("attention", q_start, q)
-    return checked_scale("attention", scale, q)
 
 
 @define_op(

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from .autograd import refuse_second_derivatives
-from .checks import use_compiled
+from .checks import refuse_forward_derivatives, use_compiled
 from .dispatch import define_op, fake_op
-from .inference import Scope, by_runs, checked, named, plan_for, rows_are_shared, rows_are_small, serves_here
+from .inference import Scope, by_runs, named, plan_for, rows_are_shared, rows_are_small, serves_here
 from .ops.base import scratch
 from .pages import in_large_pages
 from .plan import Plan
@@ -27,15 +27,11 @@ from .program import Program
 _ops = torch.ops.nsa_codegen
 
 
-def trains_as_one(
-    program: Program, q: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], gates: Tensor | None, impl: str
-) -> bool:
+def trains_as_one(program: Program, q: Tensor, impl: str) -> bool:
     """Return whether `attention_with_gradients` may compute `program`: on the CPU's kernels."""
-    if not torch.is_grad_enabled() or program.combine == "none" or q.dim() != 4 or not serves_here(program, q):
+    if not torch.is_grad_enabled() or program.combine == "none" or not serves_here(program, q):
         return False
-    if any(v.dim() != 4 for _, v in pairs) or not q.numel():
-        return False
-    return use_compiled("attention", impl, q)
+    return bool(q.numel()) and use_compiled("attention", impl, q)
 
 
 def attention_with_gradients(
@@ -44,14 +40,14 @@ def attention_with_gradients(
     pairs: Sequence[tuple[Tensor, Tensor]],
     gates: Tensor,
     *,
-    scale: float | None,
+    scale: float,
     q_start: int,
 ) -> Tensor:
-    """Return what `program` computes, differentiable once. Raises `InputError`."""
-    factor = checked(program, q, pairs, gates, scale=scale, q_start=q_start)
+    """Return what `program` computes of checked tensors, differentiable once. Raises `ForwardDerivativeError`."""
     keys, values = [k for k, _ in pairs], [v for _, v in pairs]
+    refuse_forward_derivatives("attention", (q, gates, *keys, *values))
     apply: Any = _Attention.apply
-    out: Tensor = apply(program.text, q_start, factor, q, gates, *keys, *values)
+    out: Tensor = apply(program.text, q_start, scale, q, gates, *keys, *values)
     return out
 
 

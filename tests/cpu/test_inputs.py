@@ -14,9 +14,12 @@ from torch import Tensor
 
 from nsa_codegen import functional
 from nsa_codegen.errors import InputError, SpecError
+from nsa_codegen.index_sets import causal
+from nsa_codegen.program import Path, Program
 from nsa_codegen.spec import NSASpec
 
 SPEC = NSASpec.seed(num_heads=4, num_kv_heads=2, head_dim=8, value_dim=6, block_size=4, num_selected_blocks=3)
+HEADS = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "value_dim": 6}
 Q, K, V = torch.zeros(2, 9, 4, 8), torch.zeros(2, 9, 2, 8), torch.zeros(2, 9, 2, 6)
 LISTS = torch.zeros(2, 9, 2, 3, dtype=torch.int32)
 GATES = torch.ones(3)
@@ -46,6 +49,11 @@ def compress(x: Any = K, **options: Any) -> Any:
 
 def nsa(q: Any = Q, k: Any = K, v: Any = V, gates: Any = GATES, spec: Any = SPEC, **options: Any) -> Any:
     return functional.nsa_attention(q, k, v, gates, spec, **{"impl": "compiled", **options})
+
+
+def attend(q: Any = Q, k: Any = K, v: Any = V, **changes: Any) -> Any:
+    program = Program(name="near", paths=(Path(name="w", visible=causal()),), **{**HEADS, **changes})
+    return functional.attention(program, q, {"w": (k, v)}, impl="compiled")
 
 
 def combine(outs: Any, gates: Any = GATES, **options: Any) -> Any:
@@ -151,6 +159,13 @@ def refusals() -> dict[str, tuple[Callable[..., Any], dict[str, Any], type[Excep
         ),
         "spec of another value dim": (nsa, {"spec": SPEC.replace(value_dim=8)}, InputError, r"value_dim = 6 and"),
         "spec of another key head": (nsa, {"spec": SPEC.replace(num_kv_heads=4)}, InputError, r"num_kv_heads = 2"),
+        "program of other heads": (
+            attend, {"num_heads": 8}, InputError,
+            r"attention\(near.w\): .* num_heads = 4 and the program 8; use replace\(program, num_heads=4\), or tensors",
+        ),
+        "program of other key heads": (attend, {"num_kv_heads": 1}, InputError, "num_kv_heads = 2 and the program 1"),
+        "program of another head dim": (attend, {"head_dim": 16}, InputError, "head_dim = 8 and the program 16"),
+        "program of another value dim": (attend, {"value_dim": 8}, InputError, "value_dim = 6 and the program 8"),
         "one of two": (nsa, {"k_cmp": K}, InputError, r"only one of k_cmp and v_cmp is given; give both or neither"),
         "one window": (nsa, {"v_win": V}, InputError, r"only one of k_win and v_win is given"),
         "weights of phi": (

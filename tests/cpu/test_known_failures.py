@@ -36,8 +36,9 @@ PAPER_SELECTION = KernelDesc.of(
     stride=16,
 )  # fmt: skip
 DENSE = Program(
-    name="dense", num_heads=4, num_kv_heads=1, head_dim=64, paths=(AttentionPath(name="all", visible=causal()),)
-)
+    name="dense", num_heads=4, num_kv_heads=1, head_dim=64, value_dim=SPEC.dv,
+    paths=(AttentionPath(name="all", visible=causal()),),
+)  # fmt: skip
 MEAN = compress_desc("mean", "float32", kernel=SPEC.kernel, stride=SPEC.stride, dim=64)
 KERNELS = [*SPEC_KERNELS, PAPER_SELECTION, *kernels_of(DENSE, torch.float32), *with_backward([MEAN])]
 HERE = Path(__file__).parent
