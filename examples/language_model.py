@@ -59,6 +59,7 @@ class FullAttention(NSAAttention):
             num_heads=spec.num_heads,
             num_kv_heads=spec.num_kv_heads,
             head_dim=spec.head_dim,
+            value_dim=spec.value_dim,
             paths=(AttentionPath(name="all", visible=causal()),),
         )
         q = self.q_proj(x).unflatten(-1, (spec.num_heads, spec.head_dim))

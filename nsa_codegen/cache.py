@@ -91,8 +91,8 @@ class AttentionCache:
 
     def crop(self, length: int) -> None:
         """Drop all positions from `length` on; raises `InputError` unless there are so many."""
-        if not 0 <= length <= self.length:
-            raise InputError(f"crop: {length} positions can't be kept of {self.length}; give 0 to {self.length}")
+        if not isinstance(length, int) or not 0 <= length <= self.length:
+            raise InputError(f"crop: {length!r} positions can't be kept of {self.length}; give 0 to {self.length}")
         for held, places in (
             (self._tokens, lambda n: n),
             (self._compressed, self._phi.length),

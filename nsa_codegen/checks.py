@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import operator
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,8 +23,10 @@ from .reference.precision import arithmetic_dtype
 from .sizes import MAX_POSITION
 from .spec import NSASpec
 
+_NOT_EMPTY = ("H", "Hkv", "Dk", "Dv", "D")
 HEAD_DIM_STEP = 16  # what matrix instructions of GPUs take at a time
 MAX_PATHS = 4
+LARGEST_FLOAT, LARGEST_FLOAT32 = sys.float_info.max, torch.finfo(torch.float32).max
 IMPLS = ("auto", "compiled", "reference")
 _log = logging.getLogger("nsa_codegen")
 _logged: set[str] = set()
@@ -30,15 +34,33 @@ MAX_PASSED = 4096
 _passed: set[Any] = set()  # what was checked: programs with shapes, dtypes and devices, on which alone checks depend
 
 
-def require_tensor(call: str, name: str, x: object, axes: str) -> None:
-    """Raise `InputError` unless `x` is a floating tensor with as many dimensions as `axes` has words."""
+def require_tensor(call: str, name: str, x: Any, axes: str) -> None:
+    """Raise `InputError` unless `x` is a dense floating tensor with as many dimensions as `axes` has words.
+
+    Batch rows and positions may be none; heads and dims may not.
+    """
     rank = axes.count(" ") + 1
-    if not isinstance(x, Tensor):
-        raise InputError(f"{call}: {name} is {type(x).__name__}; give a tensor [{axes}]")
+    require_dense(call, name, x, axes)
     if x.dim() != rank:
         raise InputError(f"{call}: {name} has shape {list(x.shape)}, rank {x.dim()}; give rank {rank}, [{axes}]")
     if not x.is_floating_point():
         raise InputError(f"{call}: {name} has dtype {x.dtype}; give a floating-point tensor")
+    for axis, size in zip(axes.split(), x.shape, strict=True):
+        if axis in _NOT_EMPTY and size == 0:
+            raise InputError(f"{call}: {name} has shape {list(x.shape)}, with no {axis} of [{axes}]; give at least 1")
+
+
+def require_dense(call: str, name: str, x: Any, axes: str) -> None:
+    """Raise `InputError` unless `x` is a dense tensor."""
+    if not isinstance(x, Tensor):
+        raise InputError(f"{call}: {name} is {type(x).__name__}; give a tensor [{axes}]")
+    if not _is_dense(x):
+        layout = "nested" if x.is_nested else x.layout
+        raise InputError(f"{call}: {name} has layout {layout}; give a dense tensor [{axes}]")
+
+
+def _is_dense(x: object) -> bool:
+    return isinstance(x, Tensor) and x.layout == torch.strided and not x.is_nested
 
 
 def require_alike(call: str, **tensors: Tensor) -> None:
@@ -100,6 +122,7 @@ def require_gates(paths: int, lead: list[int], gates: Tensor, device: torch.devi
     """Raise `InputError` unless there are 1 to 4 outputs [*lead, Dv] on `device`, and gates that fit them."""
     if not 1 <= paths <= MAX_PATHS:
         raise InputError(f"combine: {paths} outputs are given; 1 to {MAX_PATHS} are combined")
+    require_dense("combine", "gates", gates, "P or B T H P")
     if list(gates.shape) not in ([paths], [*lead, paths]):
         raise InputError(
             f"combine: gates have shape {list(gates.shape)}; give [{paths}] or {[*lead, paths]}, one gate per path"
@@ -116,12 +139,10 @@ def checked_paths(
     Raises `InputError`.
     """
     call = f"attention({program.name})"
-    if missing := [p.name for p in program.paths if p.name not in kv]:
-        raise InputError(f"{call}: kv has no entry for {missing}; give keys and values for each path")
-    pairs = [kv[p.name] for p in program.paths]
+    pairs = _pairs(call, program, kv)
     tensors = [q, *(x for pair in pairs for x in pair), *(() if gates is None else (gates,))]
     seen: Any = None
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and all(_is_dense(x) for x in tensors):
         seen = (program.declared, tuple((x.shape, x.dtype, x.device) for x in tensors))
         if seen in _passed:
             return pairs
@@ -143,6 +164,21 @@ def checked_paths(
     return pairs
 
 
+def _pairs(call: str, program: Program, kv: Mapping[str, tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    if not isinstance(kv, Mapping):
+        raise InputError(f"{call}: kv is {type(kv).__name__}; give a dict of keys and values by path")
+    if missing := [p.name for p in program.paths if p.name not in kv]:
+        raise InputError(f"{call}: kv has no entry for {missing}; give keys and values for each path")
+    for name in (p.name for p in program.paths):
+        pair = kv[name]
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            given = (
+                f"a {type(pair).__name__} of {len(pair)}" if isinstance(pair, (tuple, list)) else type(pair).__name__
+            )
+            raise InputError(f"{call}: kv[{name!r}] is {given}; give two tensors, keys and values")
+    return [(kv[p.name][0], kv[p.name][1]) for p in program.paths]
+
+
 def checked_means(
     call: str,
     program: Program,
@@ -152,6 +188,8 @@ def checked_means(
     start: int,
 ) -> list[Tensor]:
     """Return the means in the order of the paths that are scored by them, or none if not all are given."""
+    if not isinstance(block_means, Mapping):
+        raise InputError(f"{call}: block_means is {type(block_means).__name__}; give a dict of means by path")
     listed = [(p.name, p.visible) for p in program.paths if isinstance(p.visible, TopK)]
     scored = {name: visible.block for name, visible in listed if visible.score == "mean_key"}
     if unknown := sorted(set(block_means) - set(scored)):
@@ -171,12 +209,24 @@ def checked_means(
 def last_start(
     program: Program, q: Tensor, kv: Mapping[str, tuple[Tensor, Tensor]], block_means: Mapping[str, Tensor]
 ) -> int:
-    """Return the last position of the first query that `require_position`, `checked_start`, `checked_means` allow."""
+    """Return the last position of the first query that `checked_position`, `checked_start`, `checked_means` allow."""
     ends = [MAX_POSITION, *(kv[p.name][0].shape[1] for p in program.paths if not isinstance(p.keys, Phi))]
     for path in program.paths:
         if path.name in block_means and isinstance(path.visible, TopK):
             ends.append((block_means[path.name].shape[1] + 1) * path.visible.block)
     return min(ends) - q.shape[1]
+
+
+def require_lists(call: str, lists: Tensor, q: Tensor, k: Tensor) -> None:
+    """Raise `InputError` unless the lists of blocks are integers [B, T, Hkv, n] that lie where q does."""
+    require_dense(call, "block_indices", lists, "B T Hkv n")
+    lead = [q.shape[0], q.shape[1], k.shape[2]]
+    if lists.dim() != 4 or list(lists.shape[:3]) != lead or lists.shape[3] == 0:
+        raise InputError(f"{call}: block_indices has shape {list(lists.shape)}; give {[*lead, 'n >= 1']}")
+    if lists.dtype not in (torch.int32, torch.int64):
+        raise InputError(f"{call}: block_indices has dtype {lists.dtype}; give torch.int32 or torch.int64")
+    if lists.device != q.device:
+        raise InputError(f"{call}: block_indices is on {lists.device} and q on {q.device}; move one with .to()")
 
 
 def require_declared(call: str, q: Tensor, k: Tensor, v: Tensor, declared: NSASpec | Program) -> None:
@@ -193,8 +243,7 @@ def require_declared(call: str, q: Tensor, k: Tensor, v: Tensor, declared: NSASp
 
 def checked_start(call: str, q_start: int | None, q: Tensor, keys: int) -> int:
     """Return the position of the first query: given, or such that the last query is at the last key."""
-    start = keys - q.shape[1] if q_start is None else q_start
-    _require_whole(call, start)
+    start = keys - q.shape[1] if q_start is None else _whole(call, q_start)
     if keys > MAX_POSITION:
         raise InputError(f"{call}: {keys} keys are given; at most {MAX_POSITION} positions are addressed")
     if start < 0 or start + q.shape[1] > keys:
@@ -205,14 +254,15 @@ def checked_start(call: str, q_start: int | None, q: Tensor, keys: int) -> int:
     return start
 
 
-def require_position(call: str, q_start: int, q: Tensor) -> None:
-    """Raise `InputError` unless every query's position is at least 0 and fits 32 bits."""
-    _require_whole(call, q_start)
+def checked_position(call: str, q_start: int | None, q: Tensor) -> int:
+    """Return the position of the first query, 0 if None is given; raise `InputError` for one that does not exist."""
+    q_start = 0 if q_start is None else _whole(call, q_start)
     if q_start < 0 or q_start + q.shape[1] > MAX_POSITION:
         raise InputError(
             f"{call}: q_start = {q_start} is not allowed with {q.shape[1]} queries; give the first query's position, "
             f"such that all positions are from 0 to {MAX_POSITION}"
         )
+    return q_start
 
 
 def require_reach(call: str, visible: RangeSet, keys: int) -> None:
@@ -225,17 +275,28 @@ def require_reach(call: str, visible: RangeSet, keys: int) -> None:
         )
 
 
-def _require_whole(call: str, q_start: int) -> None:
-    if isinstance(q_start, float):
-        raise InputError(f"{call}: q_start = {q_start!r} is not allowed; give an integer, the first query's position")
+def _whole(call: str, q_start: object) -> int:
+    """Return an integer, or torch's symbol of one."""
+    if isinstance(q_start, (int, torch.SymInt)):
+        return q_start  # type: ignore[return-value]
+    try:
+        return operator.index(q_start)  # type: ignore[arg-type]
+    except TypeError:
+        raise InputError(
+            f"{call}: q_start = {q_start!r} is not allowed; give an integer, the first query's position"
+        ) from None
 
 
 def checked_scale(call: str, scale: float | None, q: Tensor) -> float:
     """Return the factor on the scores: given, or `Dk ** -0.5`."""
     if scale is None:
         return 1.0 / math.sqrt(q.shape[3])
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
-        raise InputError(f"{call}: scale = {scale!r} is not allowed; give a finite number, or None for Dk ** -0.5")
+    most = LARGEST_FLOAT if q.dtype == torch.float64 else LARGEST_FLOAT32
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not -most <= scale <= most:
+        raise InputError(
+            f"{call}: scale = {scale!r} is not allowed; give a finite number, or None for Dk ** -0.5; numbers go up to "
+            f"{most:.3g}"
+        )
     return float(scale)
 
 

@@ -19,6 +19,7 @@ from . import inference, reference, training
 from .checks import (
     checked_means,
     checked_paths,
+    checked_position,
     checked_scale,
     checked_start,
     last_start,
@@ -28,8 +29,8 @@ from .checks import (
     require_declared,
     require_heads,
     require_key_dim,
+    require_lists,
     require_outputs,
-    require_position,
     require_reach,
     require_tensor,
     use_compiled,
@@ -138,8 +139,7 @@ def select_blocks(
             require_size(call, name, value)
         assert kernel is not None and stride is not None
         require_score_windows(call, kernel, stride, block_size, ("kernel", "stride", "block_size"))
-        start = 0 if q_start is None else q_start
-        require_position(call, start, q)
+        start = checked_position(call, q_start, q)
     else:
         kernel = stride = None
         start = checked_start(call, q_start, q, k.shape[1])
@@ -199,15 +199,9 @@ def selected_attention(
     call = "selected_attention"
     require_attention(call, q, k, v)
     require_size(call, "block_size", block_size)
-    lead = [q.shape[0], q.shape[1], k.shape[2]]
-    if block_indices.dim() != 4 or list(block_indices.shape[:3]) != lead or block_indices.shape[3] == 0:
-        raise InputError(f"{call}: block_indices has shape {list(block_indices.shape)}; give {[*lead, 'n >= 1']}")
-    if block_indices.dtype not in (torch.int32, torch.int64):
-        raise InputError(f"{call}: block_indices has dtype {block_indices.dtype}; give torch.int32 or torch.int64")
-    if block_indices.device != q.device:
-        raise InputError(f"{call}: block_indices is on {block_indices.device} and q on {q.device}; move one with .to()")
+    require_lists(call, block_indices, q, k)
     factor = checked_scale(call, scale, q)
-    start = checked_start(call, q_start, q, k.shape[1]) if causal else (q_start or 0)
+    start = checked_start(call, q_start, q, k.shape[1]) if causal else checked_position(call, q_start, q)
     if use_compiled(call, impl, q):
         refuse_forward_derivatives(call, (q, k, v))
         out, lse = _ops.gather_attention(q, k, v, block_indices, block_size, causal, start, factor)
@@ -263,6 +257,8 @@ def nsa_attention(
     if (k_cmp is None) != (v_cmp is None) or (k_win is None) != (v_win is None):
         names = ("k_cmp", "v_cmp") if (k_cmp is None) != (v_cmp is None) else ("k_win", "v_win")
         raise InputError(f"{call}: only one of {names[0]} and {names[1]} is given; give both or neither")
+    if not isinstance(spec, NSASpec):
+        raise InputError(f"{call}: spec is {type(spec).__name__}; give an NSASpec, or give a Program to attention()")
     program, given = spec.program(), None
     of_window = (k, v) if k_win is None or v_win is None else (k_win, v_win)
     if k_cmp is not None and v_cmp is not None and not torch.compiler.is_compiling():
@@ -305,13 +301,18 @@ def attention(
     blocks before the last query's. Else they are made anew, of all keys; so they are where gradients are recorded, in
     a compiled graph, on a GPU, and by the reference. Raises `InputError`.
     """
+    if not isinstance(program, Program):
+        raise InputError(f"attention: program is {type(program).__name__}; give a Program, as NSASpec.program() makes")
     given, names = None, [path.name for path in program.paths]
-    pairs = [kv[name] for name in names if name in kv]
-    if gates is not None and len(pairs) == len(names) and not torch.compiler.is_compiling():
-        means = [block_means[name] for name in names if name in block_means] if block_means else ()
-        words = program.declared, tuple(block_means or ()), scale, impl
-        given = Given.of(words, q_start, q, gates, pairs, means)
-        if (out := repeated(given)) is not None:
+    if gates is not None and not torch.compiler.is_compiling():
+        try:
+            pairs = [kv[name] for name in names]
+            means = [block_means[name] for name in names if name in block_means] if block_means else ()
+            words = program.declared, tuple(block_means or ()), scale, impl
+            given = Given.of(words, q_start, q, gates, pairs, means)
+        except (TypeError, ValueError, LookupError):
+            given = None  # something else than was asked for, which is refused below
+        if given is not None and (out := repeated(given)) is not None:
             return out
     return _attention(program, q, kv, gates, block_means, given, scale=scale, q_start=q_start, impl=impl)
 
@@ -332,8 +333,7 @@ def _attention(
     call = f"attention({program.name})"
     pairs = checked_paths(program, q, kv, gates)
     tokens = [k.shape[1] for path, (k, _) in zip(program.paths, pairs, strict=True) if not isinstance(path.keys, Phi)]
-    start = checked_start(call, q_start, q, min(tokens)) if tokens else (q_start or 0)
-    require_position(call, start, q)
+    start = checked_start(call, q_start, q, min(tokens)) if tokens else checked_position(call, q_start, q)
     factor = checked_scale(call, scale, q)
     means = checked_means(call, program, q, kv, block_means, start) if block_means else []
     if inference.runs_as_one(program, q, pairs, gates, impl):
@@ -370,7 +370,7 @@ def _stream(
     call: str, q: Tensor, k: Tensor, v: Tensor, visible: RangeSet, *, scale: float | None, q_start: int, impl: str
 ) -> tuple[Tensor, Tensor]:
     factor = checked_scale(call, scale, q)
-    require_position(call, q_start, q)
+    q_start = checked_position(call, q_start, q)
     require_reach(call, visible, k.shape[1])
     if use_compiled(call, impl, q):
         refuse_forward_derivatives(call, (q, k, v))

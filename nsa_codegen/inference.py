@@ -222,7 +222,7 @@ def _run_shape(plan: Plan, q: Tensor, dv: int) -> tuple[int, int]:
     batch, tokens, heads, _ = q.shape
     of_sequence = max(1, tokens * heads * dv)
     if of_sequence <= RUN_ELEMENTS:
-        return max(1, min(batch, RUN_ELEMENTS // of_sequence)), tokens
+        return max(1, min(batch, RUN_ELEMENTS // of_sequence)), max(1, tokens)
     tile = math.lcm(*(p.queries for p in plan.paths))
     return 1, min(tokens, max(1, RUN_ELEMENTS // (heads * dv * tile)) * tile)
 

@@ -76,6 +76,8 @@ class NSAAttention(nn.Module):
         super().__init__()
         require_size("NSA", "hidden_size", hidden_size)
         require_choice("NSA", "impl", impl, IMPLS)
+        if not isinstance(spec, NSASpec):
+            raise SpecError(f"NSA.spec is {type(spec).__name__}; give an NSASpec")
         self.hidden_size, self.spec = hidden_size, spec
         names = PATHS if spec.kv_per_path else ("shared",)
         self.q_proj = nn.Linear(hidden_size, spec.num_heads * spec.head_dim, bias=False)
@@ -359,6 +361,8 @@ def _require_dropout(dropout: float) -> None:
 
 def _require_input(owner: str, x: Tensor, features: int) -> None:
     """Raise `InputError` unless `x` is a floating tensor `[B, T >= 1, features]`."""
+    if not isinstance(x, Tensor):
+        raise InputError(f"{owner}: input is {type(x).__name__}; give a tensor [batch, sequence, {features}]")
     if x.dim() != 3:
         raise InputError(
             f"{owner}: input of shape {list(x.shape)} has rank {x.dim()}; give [batch, sequence, {features}]"

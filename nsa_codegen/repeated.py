@@ -53,14 +53,14 @@ class Given(NamedTuple):
         means: Iterable[Tensor] = (),
     ) -> Given:
         """Return a call; a pair of keys and values may be that of the path before."""
-        tensors, order, before = [q, gates], [0, 1], None
-        for pair in pairs:
-            if before is None or pair[0] is not before[0] or pair[1] is not before[1]:
+        tensors, order, before_k, before_v = [q, gates], [0, 1], None, None
+        for k, v in pairs:
+            if k is not before_k or v is not before_v:
                 order += (len(tensors), len(tensors) + 1)
-                tensors += pair
+                tensors += (k, v)
             else:
                 order += order[-2:]
-            before = pair
+            before_k, before_v = k, v
         for x in means:
             order.append(len(tensors))
             tensors.append(x)
@@ -89,7 +89,10 @@ def repeated(given: Given) -> Tensor | None:
     """Return what the call computes if there was one like it and nobody is to see it, else None."""
     if not _are_plain(given.tensors):
         return None
-    call = _calls.get(_sizes(given))
+    try:
+        call = _calls.get(_sizes(given))
+    except (TypeError, RuntimeError):  # of a word without a hash, or a tensor without sizes: no checked call has one
+        return None
     if call is None or _is_watched() or emulated_target() is not None:
         return None
     default, last = call.starts

@@ -80,7 +80,7 @@ def block_scores(
     Raises `InputError` for an unknown method, missing or non-dividing sizes, or queries past the last key.
     """
     queries = q.shape[1]
-    blocks = (q_start + queries - 1) // block_size + 1
+    blocks = (q_start + max(queries, 1) - 1) // block_size + 1  # without queries, as with one
     if method == "mean_key":
         scores = _mean_key_scores(q, k, block_size, blocks, q_start)
     elif method == "compressed":

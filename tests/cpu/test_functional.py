@@ -395,3 +395,19 @@ def test_the_largest_sizes_at_the_last_positions() -> None:
             torch.testing.assert_close(found, wanted)
     found, wanted = (functional.window_attention(q, k, v, window_size=MAX_SIZE, impl=i) for i in ("auto", "reference"))
     torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("impl", ["compiled", "reference"])
+@pytest.mark.parametrize("name", SPECS)
+def test_no_queries_and_no_keys(name: str, impl: str) -> None:
+    """Of no queries nothing is made, whatever keys there are; of no batch row as well."""
+    spec, dtype = SPECS[name]
+    for batch, queries, keys in ((2, 0, 40), (2, 0, 0), (0, 7, 40)):
+        x = qkv(spec, dtype, 40, batch=2)
+        q, k, v = x["q"][:batch, :queries], x["k"][:batch, :keys], x["v"][:batch, :keys]
+        means = {"kernel": spec.kernel, "stride": spec.stride, "impl": impl}
+        k_cmp, v_cmp = functional.compress(k, **means), functional.compress(v, **means)
+        out = functional.nsa_attention(q, k, v, torch.ones(3, dtype=dtype), spec, k_cmp=k_cmp, v_cmp=v_cmp, impl=impl)
+        assert out.shape == (batch, queries, spec.num_heads, spec.dv)
+        lists = functional.select_blocks(q, k, method="mean_key", block_size=8, num_selected=3, impl=impl)
+        assert lists.shape == (batch, queries, spec.kv_heads, 3)

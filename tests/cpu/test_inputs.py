@@ -51,6 +51,13 @@ def nsa(q: Any = Q, k: Any = K, v: Any = V, gates: Any = GATES, spec: Any = SPEC
     return functional.nsa_attention(q, k, v, gates, spec, **{"impl": "compiled", **options})
 
 
+def whole(q: Any = Q, **changes: Any) -> Any:
+    options = {name: changes.pop(name) for name in ("kv", "scale", "block_means") if name in changes}
+    k_cmp, v_cmp = (functional.compress(x, kernel=4, stride=4, impl="reference") for x in (K, V))
+    kv = {"compressed": (k_cmp, v_cmp), "selected": (K, V), "window": (K, V), **changes}
+    return functional.attention(SPEC.program(), q, **{"kv": kv, "gates": GATES, **options}, impl="compiled")
+
+
 def attend(q: Any = Q, k: Any = K, v: Any = V, **changes: Any) -> Any:
     program = Program(name="near", paths=(Path(name="w", visible=causal()),), **{**HEADS, **changes})
     return functional.attention(program, q, {"w": (k, v)}, impl="compiled")
@@ -79,6 +86,17 @@ ATTENTION_CASES: dict[str, tuple[dict[str, Any], str]] = {
     "scale word": ({"scale": "auto"}, r"scale = 'auto' is not allowed; give a finite number, or None"),
     "scale bool": ({"scale": True}, r"scale = True is not allowed"),
     "scale nan": ({"scale": float("nan")}, r"scale = nan is not allowed"),
+    "scale past float32": ({"scale": 1e300}, r"scale = 1e\+300 is not allowed; .* numbers go up to 3\.4e"),
+    "scale of many digits": ({"scale": 10**400}, r"scale = 10{400} is not allowed"),
+    "start as a word": ({"q_start": "a"}, r"q_start = 'a' is not allowed; give an integer"),
+    "start as a list": ({"q_start": [0]}, r"q_start = \[0\] is not allowed; give an integer"),
+    "start between positions": ({"q_start": 0.5}, r"q_start = 0\.5 is not allowed; give an integer"),
+    "sparse": ({"q": Q.to_sparse()}, r"q has layout torch.sparse_coo; give a dense tensor \[B T H Dk\]"),
+    "of another library": ({"k": K.to_mkldnn()}, r"k\w* has layout torch._mkldnn; give a dense tensor"),
+    "no heads": ({"q": Q[:, :, :0]}, r"q has shape \[2, 9, 0, 8\], with no H of \[B T H Dk\]; give at least 1"),
+    "no key heads": ({"k": K[:, :, :0], "v": V[:, :, :0]}, r"k\w* has shape \[2, 9, 0, 8\], with no Hkv"),
+    "no head dim": ({"q": Q[..., :0], "k": K[..., :0]}, r"q has shape \[2, 9, 4, 0\], with no Dk"),
+    "no value dim": ({"v": V[..., :0]}, r"v\w* has shape \[2, 9, 2, 0\], with no Dv"),
     "negative start": (
         {"q_start": -1},
         r"(q_start = -1 is not allowed with 9 queries|9 queries from position -1 do not fit 9 keys)",
@@ -136,6 +154,32 @@ def refusals() -> dict[str, tuple[Callable[..., Any], dict[str, Any], type[Excep
         "lists of another head": (selected, {"lists": LISTS[:, :, :1]}, InputError, r"block_indices has shape"),
         "empty lists": (selected, {"lists": LISTS[..., :0]}, InputError, r"block_indices has shape \[2, 9, 2, 0\]"),
         "rank of lists": (selected, {"lists": LISTS[0]}, InputError, r"block_indices has shape \[9, 2, 3\]"),
+        "lists of lists": (selected, {"lists": LISTS.tolist()}, InputError, r"block_indices is list; give a"),
+        "sparse lists": (selected, {"lists": LISTS.to_sparse()}, InputError, "has layout torch.sparse_coo"),
+        "start before all positions": (
+            selected, {"causal": False, "q_start": -1}, InputError, "q_start = -1 is not allowed with 9 queries",
+        ),
+        "start past all positions, all tokens": (
+            selected, {"causal": False, "q_start": 2**62}, InputError, f"q_start = {2**62} is not allowed with 9",
+        ),
+        "no spec": (nsa, {"spec": None}, InputError, "spec is NoneType; give an NSASpec"),
+        "program as spec": (nsa, {"spec": SPEC.program()}, InputError, "spec is Program; give an NSASpec"),
+        "spec as program": (
+            functional.attention, {"program": SPEC, "q": Q, "kv": {}}, InputError, "program is NSASpec; give a Program",
+        ),
+        "listed gates": (nsa, {"gates": [1.0] * 3}, InputError, "gates is list; give a tensor"),
+        "three of a pair": (whole, {"window": (K, V, V)}, InputError, r"kv\['window'\] is a tuple of 3; give two"),
+        "no pair": (whole, {"window": None}, InputError, r"kv\['window'\] is NoneType; give two tensors"),
+        "half a pair": (whole, {"window": (K, None)}, InputError, r"\(nsa.window\): v is NoneType; give a tensor"),
+        "no kv": (whole, {"kv": None}, InputError, "kv is NoneType; give a dict of keys and values by path"),
+        "listed means": (whole, {"block_means": [K]}, InputError, "block_means is list; give a dict of means by path"),
+        "listed scale": (whole, {"scale": [1]}, InputError, r"scale = \[1\] is not allowed"),
+        "no output": (combine, {"outs": [None, outs[0]]}, InputError, r"outs\[0\] is NoneType; give a tensor"),
+        "outputs without dims": (combine, {"outs": [o[..., :0] for o in outs]}, InputError, r"with no Dv"),
+        "no hidden units": (
+            compress, {"method": "mlp", "weight": (MLP[0], MLP[1][:0], MLP[2][:, :0]), "bias": (MLP[3][:0], MLP[4])},
+            InputError, r"w1 of method 'mlp' must be a tensor of shape \[1, 32\]; got a tensor of shape \[0, 32\]",
+        ),
         "floating lists": (selected, {"lists": LISTS.float()}, InputError, r"block_indices has dtype torch.float32"),
         "lists elsewhere": (selected, {"lists": LISTS.to(META)}, InputError, r"block_indices is on meta and q on cpu"),
         "block size": (selected, {"block_size": 0}, SpecError, r"block_size = 0 is not allowed"),
@@ -217,6 +261,13 @@ def test_functions_refuse(case: str) -> None:
     call, arguments, error, message = refusals()[case]
     with pytest.raises(error, match=message):
         call(**arguments)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("call", [*ATTENTIONS.values(), nsa, whole])
+def test_nested_tensors_are_refused(call: Callable[..., Any]) -> None:
+    with pytest.raises(InputError, match="q has layout nested; give a dense tensor"):
+        call(q=torch.nested.nested_tensor([Q[0], Q[1]]))
 
 
 def test_nsa_gates_are_checked_before_anything_is_computed() -> None:

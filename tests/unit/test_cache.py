@@ -171,6 +171,8 @@ def test_what_a_cache_does_not_serve_is_refused() -> None:
             make({**MODEL, "output_mode": "mean"}).double()(x, cache)
     with pytest.raises(InputError, match="6 positions can't be kept of 5; give 0 to 5"):
         cache.crop(6)
+    with pytest.raises(InputError, match=r"1\.5 positions can't be kept of 5; give 0 to 5"):
+        cache.crop(1.5)
     with pytest.raises(InputError, match="this spec has causal=False"):
         AttentionCache(NSASpec.seed(causal=False))
     with pytest.raises(InputError, match="causal=False"):

@@ -358,6 +358,11 @@ def test_layers_check_their_input_too() -> None:
         NSA.build_nsa_block(16, **SMALL)(torch.zeros(2, 0, 16))
     with pytest.raises(InputError, match=r"NSAModel: input of dtype torch.int64 is not allowed"):
         NSA.build(**MODEL)(torch.zeros(2, 3, 12, dtype=torch.int64))
+    with pytest.raises(InputError, match=r"NSAModel: input is list; give a tensor \[batch, sequence, 12\]"):
+        NSA.build(**MODEL)([[[0.0] * 12]])
+    for other in (None, NSASpec.seed().program()):
+        with pytest.raises(SpecError, match=rf"NSA.spec is {type(other).__name__}; give an NSASpec"):
+            NSAAttention(16, other)  # type: ignore[arg-type]
 
 
 def test_kf06_one_batch_row_never_reaches_another() -> None:
