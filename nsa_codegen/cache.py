@@ -66,10 +66,10 @@ class AttentionCache:
         new = list(zip(keys, values, strict=True))
         if self._tokens:
             _require_alike(self._tokens[0][0], new[0][0])
-        first, length = self.length, self.length + new[0][0].shape[1]
-        self._tokens = _with(self._tokens, new, first)
-        self.length = length
+        first = self.length
+        self.length += new[0][0].shape[1]  # what is dropped if one of them fails
         try:
+            self._tokens = _with(self._tokens, new, first)
             self._compress(first, compress)
             self._average(first, impl)
         except BaseException:
@@ -90,7 +90,10 @@ class AttentionCache:
             self._means = _with(self._means, [(block_means(keys, block_size=self._block, impl=impl),)], begin)
 
     def crop(self, length: int) -> None:
-        """Drop all positions from `length` on; raises `InputError` unless there are so many."""
+        """Drop all positions from `length` on; raises `InputError` unless there are so many.
+
+        Without any, it is as new: the next ones may be of another batch, dtype or device.
+        """
         if not isinstance(length, int) or not 0 <= length <= self.length:
             raise InputError(f"crop: {length!r} positions can't be kept of {self.length}; give 0 to {self.length}")
         for held, places in (
@@ -101,6 +104,8 @@ class AttentionCache:
             for buffer in (x for tensors in held for x in tensors):
                 buffer[:, places(length) : places(self.length)] = 0
         self.length = length
+        if not length:
+            self._tokens, self._compressed, self._means = [], [], []
 
     @property
     def paths(self) -> dict[str, Pair]:
@@ -154,7 +159,8 @@ def _with(held: list[Tensors], new: list[Tensors], first: int) -> list[Tensors]:
 
 
 def _zeros_like(x: Tensor, positions: int) -> Tensor:
-    return x.new_zeros((x.shape[0], positions, *x.shape[2:]))
+    with torch.inference_mode(False):  # so that it may be written outside as well
+        return x.new_zeros((x.shape[0], positions, *x.shape[2:]))
 
 
 def _require_alike(held: Tensor, new: Tensor) -> None:

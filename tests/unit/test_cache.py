@@ -152,6 +152,47 @@ def test_a_copy_of_a_cache_serves_copies_of_its_model() -> None:
     assert cache.length == 5
 
 
+@torch.no_grad()
+def test_a_first_step_that_fails_leaves_the_cache_as_new() -> None:
+    model = make(MODEL).double()
+    x, cache = draw(2, 9, 12, seed=7), model.new_cache()
+    broken = model.blocks[1].attention.o_proj.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model(x[:1, :5], cache)
+    broken.remove()
+    model(x[:, :5], cache)
+    torch.testing.assert_close(model(x[:, 5:], cache), model(x))
+    cache.crop(0)
+    torch.testing.assert_close(model.float()(x.float(), cache), model(x.float()))
+
+
+def test_keys_that_do_not_fit_leave_no_trace() -> None:
+    """A last projection of another shape fails when the positions of the others are written."""
+    spec = NSASpec.seed(num_heads=2, head_dim=8, window_size=4, block_size=4, num_selected_blocks=2, kv_per_path=True)
+    cache, k = AttentionCache(spec), draw(1, 5, 2, 8, seed=7)
+    phi = [partial(functional.compress, kernel=spec.kernel, stride=spec.stride, impl="reference")] * 2
+    cache.extend([k] * 3, [k] * 3, phi, impl="reference")
+    with pytest.raises(RuntimeError):
+        cache.extend([k.fill_(torch.nan), k, k[..., :3]], [k] * 3, phi, impl="reference")
+    assert cache.length == 5
+    assert not any(x[:, 5:].any() for pair in cache.paths.values() for x in pair)
+
+
+@pytest.mark.parametrize("name", ["seed", "own_kv"])
+def test_inference_mode_and_no_grad_take_turns(name: str) -> None:
+    model = exact(CAUSAL[name])
+    x, cache, parts = draw(1, 300, 12, seed=7), model.new_cache(), []
+    for number, part in enumerate(x.split([100, 1, 9, 150, 40], dim=1)):
+        with torch.inference_mode(number % 2 == 0), torch.no_grad():
+            parts.append(model(part, cache).clone())
+    with torch.no_grad():
+        torch.testing.assert_close(torch.cat(parts, dim=1), model(x), rtol=1e-11, atol=1e-11)
+        cache.crop(20)
+    with torch.inference_mode():
+        cache.crop(10)
+    assert cache.length == 10
+
+
 def test_what_a_cache_does_not_serve_is_refused() -> None:
     model = make(MODEL).double()
     x, cache = draw(1, 5, 12, seed=7), model.new_cache()
