@@ -45,9 +45,12 @@ def require_tensor(call: str, name: str, x: Any, axes: str) -> None:
         raise InputError(f"{call}: {name} has shape {list(x.shape)}, rank {x.dim()}; give rank {rank}, [{axes}]")
     if not x.is_floating_point():
         raise InputError(f"{call}: {name} has dtype {x.dtype}; give a floating-point tensor")
-    for axis, size in zip(axes.split(), x.shape, strict=True):
-        if axis in _NOT_EMPTY and size == 0:
-            raise InputError(f"{call}: {name} has shape {list(x.shape)}, with no {axis} of [{axes}]; give at least 1")
+    if 0 in x.shape:
+        for axis, size in zip(axes.split(), x.shape, strict=True):
+            if axis in _NOT_EMPTY and size == 0:
+                raise InputError(
+                    f"{call}: {name} has shape {list(x.shape)}, with no {axis} of [{axes}]; give at least 1"
+                )
 
 
 def require_dense(call: str, name: str, x: Any, axes: str) -> None:
