@@ -23,7 +23,7 @@ from .reference.precision import arithmetic_dtype
 from .sizes import MAX_POSITION
 from .spec import NSASpec
 
-_NOT_EMPTY = ("H", "Hkv", "Dk", "Dv", "D")
+_NOT_EMPTY = ("H", "Hkv", "Dk", "Dv", "D")  # axes of at least 1
 HEAD_DIM_STEP = 16  # what matrix instructions of GPUs take at a time
 MAX_PATHS = 4
 LARGEST_FLOAT, LARGEST_FLOAT32 = sys.float_info.max, torch.finfo(torch.float32).max

@@ -7,8 +7,8 @@ by default the last query stands at the last key, so that decoding with a cache 
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
+from operator import index
 from typing import Any
 
 import torch
@@ -96,11 +96,12 @@ def compressed_attention(
     Token `i` is seen at `t` if `i*stride + kernel - 1 <= t`; with `causal=False` all are. A query that sees none gets
     0 and -inf. Raises `InputError` and `SpecError`.
     """
-    require_attention("compressed_attention", q, k_cmp, v_cmp, "k_cmp", "v_cmp")
     call = "compressed_attention"
+    require_attention(call, q, k_cmp, v_cmp, "k_cmp", "v_cmp")
     for name, value in (("kernel", kernel), ("stride", stride)):
         require_size(call, name, value)
-    visible = complete(operator.index(kernel), operator.index(stride)) if causal else everything()
+    # `index` makes numbers of the symbols that torch.compile may have: a kernel is made for numbers.
+    visible = complete(index(kernel), index(stride)) if causal else everything()
     return _stream(call, q, k_cmp, v_cmp, visible, scale=scale, q_start=q_start, impl=impl)
 
 
@@ -225,11 +226,11 @@ def window_attention(
 
     Raises `InputError` and `SpecError`.
     """
-    require_attention("window_attention", q, k, v)
     call = "window_attention"
+    require_attention(call, q, k, v)
     start = checked_start(call, q_start, q, k.shape[1])
     require_size(call, "window_size", window_size)
-    visible = window(operator.index(window_size))  # a number also where torch.compile has a symbol
+    visible = window(index(window_size))
     return _stream(call, q, k, v, visible, scale=scale, q_start=start, impl=impl)
 
 
