@@ -49,11 +49,23 @@ _lowering = threading.Lock()  # TileLang has one thread of a process at a time
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One kernel to be had: what, how, and for which architecture."""
+    """One kernel to be had: what, how, and for which architecture.
+
+    `target` becomes the one that serves the desc's dtype: on a CPU that multiplies pairs of bfloat16, float32 and
+    float16 have the kernels of the same CPU without.
+    """
 
     desc: KernelDesc
     schedule: Schedule
     target: Target
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target", self.target.serving(self.desc.dtype))
+
+    @property
+    def key(self) -> RequestKey:
+        """The key under which a store has it, or would; raises `KeyFormationError`."""
+        return RequestKey.of(self.desc, self.schedule, self.target)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +111,14 @@ class Artifact:
         Raises `TargetError` if this machine can't run code for `target`, `KeyFormationError`, and under
         `NSA_CODEGEN_NO_BUILD=1` `CorruptArtifactError` for a damaged entry (otherwise set aside: None).
         """
+        request = Request(desc=desc, schedule=schedule, target=target)
         _require_runnable(target)
         store = store or KernelStore()
-        entry = store.lookup(RequestKey.of(desc, schedule, target))
-        if entry is None or not entry.is_built_with(flags_of(target)):
+        entry = store.lookup(request.key)
+        if entry is None or not entry.is_built_with(flags_of(request.target)):
             return None
         pool = _find_pool(target, store)
-        return None if pool is None else _open(entry, target, pool)
+        return None if pool is None else _open(entry, request.target, pool)
 
     @classmethod
     def build(
@@ -122,10 +135,11 @@ class Artifact:
         Raises `TargetError`, `KeyFormationError`, `LoweringError`, `CompilerError`, `StoreError`, and
         `BuildForbiddenError` under `NSA_CODEGEN_NO_BUILD=1`.
         """
+        request = Request(desc=desc, schedule=schedule, target=target)
         _require_runnable(target)
         store = store or KernelStore()
-        entry, _ = _ensure(Request(desc=desc, schedule=schedule, target=target), store, lower)
-        return _open(entry, target, _find_pool(target, store) or _make_pool(target, store))
+        entry, _ = _ensure(request, store, lower)
+        return _open(entry, request.target, _find_pool(target, store) or _make_pool(target, store))
 
     @classmethod
     def load(
@@ -181,8 +195,8 @@ def build_all(
     jobs = jobs or os.cpu_count() or 1
     report = on_done or (lambda _: None)
     outcomes: dict[int, Built] = {}
-    for target in {r.target for r in wanted if isinstance(r.target, CpuTarget)}:
-        _build_one(_pool_request(target), store.root, _pool_source)  # its failure shows in the kernels' own
+    for pool in {_pool_request(r.target) for r in wanted if isinstance(r.target, CpuTarget)}:
+        _build_one(pool, store.root, _pool_source)  # its failure shows in the kernels' own
     missing = []
     for i, request in enumerate(wanted):
         stored = _stored(request, store)
@@ -225,7 +239,7 @@ def ensure(desc: KernelDesc, schedule: Schedule, target: Target, *, store: Kerne
 def _stored(request: Request, store: KernelStore) -> Built | None:
     start = time.perf_counter()
     try:
-        entry = store.lookup(RequestKey.of(request.desc, request.schedule, request.target))
+        entry = store.lookup(request.key)
     except NSAError:
         return None  # met again, and reported, by the build
     if entry is None or not entry.is_built_with(flags_of(request.target)):
@@ -245,8 +259,7 @@ def _build_one(request: Request, root: Path, lower: Lower | None) -> Built:
 
 def _ensure(request: Request, store: KernelStore, lower: Lower | None) -> tuple[Entry, str]:
     """Return the request's entry with a good binary, and how it was got."""
-    desc, schedule, target = request.desc, request.schedule, request.target
-    key = RequestKey.of(desc, schedule, target)
+    desc, schedule, target, key = request.desc, request.schedule, request.target, request.key
     flags = flags_of(target)
     how = "stored"
     for _ in range(3):  # a racing process's text may win over ours, and is then compiled in the next round
@@ -285,18 +298,20 @@ def _pool_source(desc: KernelDesc, schedule: Schedule, target: Target) -> Kernel
 
 
 def _find_pool(target: Target, store: KernelStore) -> Pool | None:
-    """Return the pool, one per process, target and store; None if it is not built."""
+    """Return the pool, one per process, target that serves it, and store; None if it is not built."""
+    request = _pool_request(target)
+    place = (request.target.name, store.root)
     with _pools_lock:
-        if (target.name, store.root) not in _pools:
-            entry = store.lookup(RequestKey.of(_POOL_DESC, _POOL_SCHEDULE, target))
-            if entry is None or not entry.is_built_with(flags_of(target)):
+        if place not in _pools:
+            entry = store.lookup(request.key)
+            if entry is None or not entry.is_built_with(flags_of(request.target)):
                 return None
             sequence = _symbol(entry, "nsa_sequence")
             sequence.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32]
             sequence.restype = ctypes.c_int32
             parallel = _address(_symbol(entry, entry.manifest.entry))
-            _pools[target.name, store.root] = Pool(parallel=parallel, sequence=sequence)
-        return _pools[target.name, store.root]
+            _pools[place] = Pool(parallel=parallel, sequence=sequence)
+        return _pools[place]
 
 
 def _make_pool(target: Target, store: KernelStore) -> Pool:

@@ -57,7 +57,11 @@ class RequestKey:
 
     @classmethod
     def of(cls, desc: KernelDesc, schedule: Schedule, target: Target) -> RequestKey:
-        """Return the key of a request; raises `KeyFormationError` if no stable one can be formed."""
+        """Return the key of a request; raises `KeyFormationError` if no stable one can be formed.
+
+        It names the target that serves the dtype, so that machines which differ in nothing that a kernel uses share it.
+        """
+        target = target.serving(desc.dtype)
         return cls(
             format=FORMAT,
             op=desc.op,

@@ -37,6 +37,10 @@ class Target:
         """Return whether operands of products of `dtype` lie in pairs, as some CPUs take them."""
         return False
 
+    def serving(self, dtype: str) -> Target:
+        """Return the target whose kernels serve tensors of `dtype` here: this one, unless its own unit is no use."""
+        return self
+
 
 @dataclass(frozen=True, kw_only=True)
 class CpuTarget(Target):
@@ -44,7 +48,8 @@ class CpuTarget(Target):
 
     `vector_bytes` and `vector_registers` describe the vector unit, `flags` are what selects it at a
     gcc-compatible C++ compiler, and `features` are the processor flags that running its code needs. `pairs` is what
-    multiplies pairs of bfloat16 numbers: the tiles of `amx`, the vectors of `avx512_bf16`, or nothing (empty).
+    multiplies pairs of bfloat16 numbers: the tiles of `amx`, the vectors of `avx512_bf16`, or nothing (empty). `base`
+    names the target without it, whose kernels serve the other dtypes.
     """
 
     kind: str = "cpu"
@@ -53,6 +58,7 @@ class CpuTarget(Target):
     flags: tuple[str, ...]
     features: frozenset[str] = frozenset()
     pairs: str = ""
+    base: str = ""
 
     @property
     def lanes(self) -> int:
@@ -67,6 +73,10 @@ class CpuTarget(Target):
     def takes_pairs(self, dtype: str) -> bool:
         """Return whether products of `dtype` are made over pairs."""
         return bool(self.pairs) and dtype == "bfloat16"
+
+    def serving(self, dtype: str) -> Target:
+        """Return the target whose kernels serve tensors of `dtype`: the base one where no pairs are multiplied."""
+        return CPU_TARGETS[self.base] if self.base and not self.takes_pairs(dtype) else self
 
     def __str__(self) -> str:
         unit = f", {self.pairs}" if self.pairs else ""
@@ -195,6 +205,7 @@ CPU_TARGETS: dict[str, CpuTarget] = {
             flags=(*_FLAGS_V4, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
             features=frozenset(_FEATURES_V4 | {"avx512_bf16", "amx_tile", "amx_bf16"}),
             pairs="amx",
+            base="x86_64_v4",
         ),
         CpuTarget(
             name="x86_64_v4_bf16",
@@ -203,6 +214,7 @@ CPU_TARGETS: dict[str, CpuTarget] = {
             flags=(*_FLAGS_V4, "-mavx512bf16"),
             features=frozenset(_FEATURES_V4 | {"avx512_bf16"}),
             pairs="avx512_bf16",
+            base="x86_64_v4",
         ),
         CpuTarget(
             name="x86_64_v4",

@@ -29,6 +29,11 @@ class Shown:
     entry: Entry | None
 
     @property
+    def serving(self) -> Target:
+        """The target that the kernel is made for: the one that serves its dtype on `target`."""
+        return self.target.serving(self.desc.dtype)
+
+    @property
     def key(self) -> RequestKey:
         """The key under which the store has it, or would."""
         return RequestKey.of(self.desc, self.schedule, self.target)

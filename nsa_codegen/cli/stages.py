@@ -46,7 +46,7 @@ def require_stage(stage: str | None, target: Target) -> str:
 
 def stage_text(stage: str, kernel: Shown, program: Program) -> str:
     """Return the text of a kernel at a stage that is no figure; raises the errors of lowering and compiling."""
-    target = kernel.target
+    target = kernel.serving
     if stage == "program":
         return f"{program}"
     if stage == "schedule":
@@ -106,11 +106,11 @@ def _manifest(kernel: Shown) -> str:
 
 def _assembly(kernel: Shown) -> str:
     """Return the built binary, disassembled; without a binary or objdump, what the compiler makes of the text."""
-    if not isinstance(kernel.target, CpuTarget):
-        raise InputError(f"{kernel.target.name} has no assembly; look at its ptx or sass")
+    if not isinstance(kernel.serving, CpuTarget):
+        raise InputError(f"{kernel.serving.name} has no assembly; look at its ptx or sass")
     objdump, library = shutil.which("objdump"), kernel.entry.library if kernel.entry is not None else None
     if objdump is None or library is None:
-        return compile_assembly(emitted(kernel).text, kernel.target)
+        return compile_assembly(emitted(kernel).text, kernel.serving)
     command = [objdump, "--disassemble", "--no-show-raw-insn", "--demangle", str(library)]
     status, output = run_command(command, None, LIMIT_SECONDS)
     if status != 0:

@@ -19,6 +19,7 @@ from nsa_codegen.lowering import lower
 from nsa_codegen.manifest import POOL_OP, Manifest, RequestKey
 from nsa_codegen.requests import needed_requests
 from nsa_codegen.schedule import schedule_class
+from nsa_codegen.selection import select
 from nsa_codegen.spec import NSASpec
 from nsa_codegen.store import source_name
 from nsa_codegen.target import parse_target
@@ -65,6 +66,16 @@ def test_every_kernel_of_the_presets_is_committed_under_its_present_key(preset: 
     }
     missing = sorted(str(f) for f in wanted if not (ROOT / f / source_name(target)).exists())
     assert not missing, f"{len(missing)} kernels are not in generated/; {REMEDY}: {missing[:3]}"
+
+
+@pytest.mark.parametrize("target", PAIR_CPUS)
+@pytest.mark.parametrize("preset", ["seed", "paper"])
+def test_float32_on_cpus_with_pairs_has_the_committed_kernels_but_for_rows_of_its_own(preset: str, target: str) -> None:
+    cpu = parse_target(target)
+    for request in needed_requests(getattr(NSASpec, preset)().program(), "float32", cpu):
+        own = f"/{target}.json" in select(request.desc, cpu).source
+        assert request.key.arch == "x86_64_v4"
+        assert own or (ROOT / request.key.folder / source_name(request.key.arch)).exists(), request
 
 
 def test_nothing_but_the_presets_kernels_is_committed() -> None:

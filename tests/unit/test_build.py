@@ -37,7 +37,7 @@ from nsa_codegen.store import KernelStore
 from nsa_codegen.target import CPU_TARGETS, TARGETS, CpuTarget, Target, native_target, runs_here
 
 ROOT = Path(__file__).parents[2]
-NATIVE = native_target()
+NATIVE = native_target().serving("float32")
 DESC = KernelDesc.of("scale", "float32", dk=64)
 SCHEDULE = CpuSchedule()
 TEXT = """\
@@ -391,6 +391,21 @@ def test_build_all_reports_each_outcome_in_order(
     for library in store.root.rglob("*.so"):
         library.unlink()
     assert {b.how for b in build_all([request(0), request(2)], jobs=1, store=store, lower=refuse)} == {"compiled"}
+
+
+def test_float32_kernels_and_the_pool_are_shared_by_cpus_that_differ_in_pairs_only(store: KernelStore) -> None:
+    """A store filled on one of them serves the others: texts, binaries and flags are the same."""
+    plain, *paired = (CPU_TARGETS[n] for n in ("x86_64_v4", "x86_64_v4_bf16", "x86_64_amx"))
+    half = KernelDesc.of("scale", "bfloat16", dk=64)
+    (first,) = build_all([Request(desc=DESC, schedule=SCHEDULE, target=plain)], store=store, lower=Lowering())
+    assert first.error is None and first.folder is not None
+    for target in paired:
+        wanted = [Request(desc=d, schedule=SCHEDULE, target=target) for d in (DESC, half)]
+        assert [r.target for r in wanted] == [plain, target]
+        same, own = build_all(wanted, store=store, jobs=1, lower=Lowering())
+        assert (same.how, same.folder, own.how) == ("stored", first.folder, "lowered")
+        assert own.folder is not None and own.folder.relative_to(store.root).parts[0] == target.name
+    assert [e.key.arch for e in store.entries() if e.key.op == "thread_pool"] == ["x86_64_v4"]
 
 
 def test_builds_killed_at_random_moments(store: KernelStore) -> None:

@@ -71,6 +71,19 @@ def test_what_a_machine_lacks_is_said(monkeypatch):
     assert parse_target("cpu") == amx
 
 
+@pytest.mark.parametrize("name", ["x86_64_amx", "x86_64_v4_bf16"])
+def test_where_no_pairs_are_multiplied_the_base_target_serves(name):
+    own, base = CPU_TARGETS[name], CPU_TARGETS["x86_64_v4"]
+    assert {dtype: own.serving(dtype) for dtype in DTYPES} == {"float32": base, "bfloat16": own, "float16": base}
+    assert (own.vector_bytes, own.vector_registers) == (base.vector_bytes, base.vector_registers)
+    assert own.features >= base.features and own.flags[: len(base.flags)] == base.flags
+
+
+def test_targets_without_pairs_serve_every_type_themselves():
+    others = [t for t in TARGETS.values() if not t.takes_pairs("bfloat16")]
+    assert all(t.serving(dtype) is t for t in others for dtype in DTYPES)
+
+
 def test_only_some_processors_take_pairs_and_only_of_bfloat16():
     taking = {(t.name, dtype) for t in TARGETS.values() for dtype in DTYPES if t.takes_pairs(dtype)}
     assert taking == {("x86_64_amx", "bfloat16"), ("x86_64_v4_bf16", "bfloat16")}
