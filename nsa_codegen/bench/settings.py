@@ -44,6 +44,10 @@ class Settings:
         require_size("bench", "threads", self.threads)
         for part in self.parts:
             require_choice("bench", "part", part, PARTS)
+        if not self.parts:
+            raise SpecError(
+                f"bench.parts is empty: every part of --only is left out by --skip; parts are {list(PARTS)}"
+            )
         if not self.tokens:
             raise SpecError("bench.tokens is empty: min-tokens is above max-tokens; give min-tokens <= max-tokens")
 
@@ -71,6 +75,11 @@ class Settings:
         parts += [f"d{self.head_dim}"] if self.head_dim != 64 else []
         parts += [self.dtype] if self.dtype != "float32" else []
         return "".join(f"-{part}" for part in (*parts, f"{self.threads}t"))
+
+    def leaves_out(self, other: dict[str, Any]) -> dict[str, list[Any]]:
+        """Return what a run of the settings `other`, as plain data, has measured and this one does not, by name."""
+        own, named = self.to_json(), ("parts", "tokens", "backward_tokens")
+        return {n: left for n in named if (left := [x for x in other[n] if x not in own[n]])}
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain data."""

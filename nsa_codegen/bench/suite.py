@@ -5,8 +5,10 @@ from __future__ import annotations
 import datetime
 import functools
 import gc
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -284,6 +286,16 @@ def exponents(comparisons: Sequence[Result]) -> list[Result]:
 
 class ResultError(NSAError, ValueError):
     """A file of results is not one of this format."""
+
+
+def read_result(path: Path) -> Result:
+    """Return the result in a file; raises `ResultError` if it is none of this format."""
+    try:
+        return require_result(json.loads(path.read_text()), str(path))
+    except (OSError, ValueError) as error:
+        if isinstance(error, ResultError):
+            raise
+        raise ResultError(f"{path} can't be read as a benchmark result: {error}") from error
 
 
 def require_result(data: Any, where: str) -> Result:

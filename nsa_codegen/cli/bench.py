@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import InputError
 from .app import AsJson, console, print_json, print_table
 from .options import Dtype
 
 if TYPE_CHECKING:
+    from ..bench.settings import Settings
     from ..bench.suite import Result
 
 _COLUMNS = (
@@ -45,14 +47,19 @@ def bench(
     seconds: Annotated[float, typer.Option(min=0.0, help="Time for each comparison; at least one round.")] = 20.0,
     flex_seconds: Annotated[float, typer.Option(min=0.0, help="Time for flex_attention to compile.")] = 120.0,
     output: Annotated[
-        Path | None, typer.Option(help="File of the results; by default named after the machine.")
+        Path | None,
+        typer.Option(
+            help="File of the results, replaced if it is there. By default one named after the machine, replaced if this "
+            "run measures all parts and lengths that it has."
+        ),
     ] = None,
     plots: Annotated[bool, typer.Option(help="Whether to write plots beside the results.")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Time NSA beside torch's dense attention and others, turn by turn in one process, and write results and plots.
 
-    Results go to benchmarks/results of a checkout, else to the working directory.
+    Results go to benchmarks/results of a checkout, else to the working directory; until the run ends, to a file beside
+    it whose name ends in -unfinished.
     """
     import torch
 
@@ -73,17 +80,21 @@ def bench(
         threads=threads or torch.get_num_threads(),
         seconds=seconds,
         flex_seconds=flex_seconds,
-        parts=tuple(p for p in (only or PARTS) if p not in (skip or ())),
+        parts=tuple(dict.fromkeys(p for p in (only or PARTS) if p not in (skip or ()))),
     )
     path = output or _default_output(settings.label)
+    if output is None:
+        _require_replaceable(path, settings)
+    unfinished = path.with_name(f"{path.stem}-unfinished.json")
     out = console(stderr=True)
     result = run_suite(
         settings,
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         report=lambda line: out.print(line, markup=False),
-        on_result=lambda so_far: write_result(so_far, path),
+        on_result=lambda so_far: write_result(so_far, unfinished),
     )
     write_result(result, path)
+    unfinished.unlink(missing_ok=True)
     written = [path]
     if plots and importlib.util.find_spec("matplotlib") is None:
         out.print("no plots: matplotlib is not installed; pip install 'nsa_codegen[bench]'", markup=False)
@@ -111,6 +122,21 @@ def _default_output(label: str) -> Path:
     checkout = Path(__file__).parents[2] / "benchmarks"
     folder = checkout / "results" if checkout.is_dir() else Path.cwd()
     return folder / f"{machine_facts()['slug']}{label}.json"
+
+
+def _require_replaceable(path: Path, settings: Settings) -> None:
+    """Raise `InputError` if the file has parts or lengths that this run would not measure again."""
+    from ..bench.suite import read_result
+
+    if not path.exists():
+        return
+    lost = settings.leaves_out(read_result(path)["settings"])
+    if lost:
+        what = ", ".join(f"{name} {' '.join(map(str, values))}" for name, values in lost.items())
+        raise InputError(
+            f"bench: {path} also holds what this run does not measure ({what}), and would be replaced; name another "
+            f"file with --output, or this one if that is meant"
+        )
 
 
 def print_result(result: Result) -> None:

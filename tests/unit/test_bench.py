@@ -1,6 +1,7 @@
 """The benchmark's arithmetic, its order of calls and its files. No test says how long anything takes."""
 
 import dataclasses
+import importlib
 import json
 import math
 import platform
@@ -308,6 +309,76 @@ def test_tables_show_medians_speedups_shares_and_failures(capsys):
     assert "25.0 %" in line
     assert "250 ms" in text[text.index("starting") :]
     assert "no memory" in text and "200.0 GFLOP/s" in text
+
+
+@pytest.fixture
+def stored(monkeypatch, tmp_path):
+    """A file of results where `bench` puts its own, and a suite that measures nothing."""
+    place = tmp_path / "abacus-2t.json"
+    command = importlib.import_module("nsa_codegen.cli.bench")  # the package's attribute is the function
+    monkeypatch.setattr(command, "_default_output", lambda label: place)
+
+    def run_suite(settings, *, on_result, **_):
+        result = example() | {"settings": settings.to_json()}
+        on_result(result)
+        assert "unfinished" in {p.stem.rpartition("-")[2] for p in tmp_path.iterdir()}
+        return result
+
+    monkeypatch.setattr(suite, "run_suite", run_suite)
+    write_result(example(), place)
+    return place
+
+
+def bench(*arguments):
+    return CliRunner().invoke(app, ["bench", "--threads", "1", "--no-plots", "--max-tokens", "4096", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lost"),
+    [(["--only", "forward"], "parts backward ops"), (["--min-tokens", "4096"], "(tokens 1024, backward_tokens 1024)")],
+)
+def test_a_run_of_fewer_parts_or_lengths_never_replaces_the_results_of_more(stored, arguments, lost):
+    before = stored.read_bytes()
+    done = bench(*arguments)
+    assert done.exit_code == 1 and done.stdout == "" and stored.read_bytes() == before
+    (line,) = done.stderr.splitlines()
+    assert f"error: bench: {stored} also holds what this run does not measure" in line and "--output" in line
+    assert lost in line
+    other = stored.with_name("other.json")
+    assert bench(*arguments, "--output", str(other)).exit_code == 0
+    assert stored.read_bytes() == before and sorted(p.name for p in stored.parent.iterdir()) == [
+        stored.name,
+        other.name,
+    ]
+    assert bench(*arguments, "--output", str(stored)).exit_code == 0 and stored.read_bytes() != before
+
+
+def test_a_run_of_all_that_a_file_has_replaces_it_once_it_is_through(stored, monkeypatch):
+    before = stored.read_bytes()
+
+    def end_early(settings, *, on_result, **_):
+        on_result(example() | {"comparisons": []})
+        raise suite.ResultError("the machine went away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(suite, "run_suite", end_early)
+        assert bench().exit_code == 1 and stored.read_bytes() == before
+    unfinished = stored.with_name("abacus-2t-unfinished.json")
+    assert json.loads(unfinished.read_text())["comparisons"] == []
+    assert bench().exit_code == 0
+    assert json.loads(stored.read_text())["settings"]["threads"] == 1 and not unfinished.exists()
+
+
+def test_a_file_that_is_no_result_is_not_replaced_either(stored):
+    stored.write_text("{")
+    done = bench()
+    assert done.exit_code == 1 and f"{stored} can't be read as a benchmark result" in done.stderr
+    assert stored.read_text() == "{"
+
+
+def test_no_part_at_all_is_refused(stored):
+    done = bench("--only", "forward", "--skip", "forward")
+    assert done.exit_code == 1 and "bench.parts is empty" in done.stderr and "flex" in done.stderr
 
 
 def test_a_wrong_part_is_one_red_line():
