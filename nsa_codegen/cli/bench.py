@@ -49,8 +49,8 @@ def bench(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="File of the results, replaced if it is there. By default one named after the machine, replaced if this "
-            "run measures all parts and lengths that it has."
+            help="File of the results, replaced if it is there. By default one named after the machine, replaced if "
+            "this run measures all parts and lengths that it has."
         ),
     ] = None,
     plots: Annotated[bool, typer.Option(help="Whether to write plots beside the results.")] = True,

@@ -118,10 +118,11 @@ def _options(
     from ..tuning.environment import environment, judge_for
     from ..tuning.options import Options
     from ..tuning.records import Meta, logs_folder
+    from ..tuning.storage import shown_url
 
     cache = platformdirs.user_cache_path("nsa_codegen") / "tuning"
     judge = judge_for(target)
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    command = shlex.join([Path(sys.argv[0]).name, *map(shown_url, sys.argv[1:])])
     meta = Meta(run=run, target=target.name, judge=judge, command=command, environment=environment(target, judge))
     return Options(
         meta=meta, target=target, storage=storage or f"journal:///{cache / f'{run}-{target.name}.journal'}",

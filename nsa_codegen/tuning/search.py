@@ -21,7 +21,8 @@ from .child import Outcome, Worker, call_all
 from .kernel_search import KernelSearch
 from .options import Found, Options, Report, Tools
 from .problems import Problem
-from .study import STORAGE_ERRORS, open_storage, study_names
+from .storage import open_shared, shown_url, without_passwords
+from .study import STORAGE_ERRORS, study_names
 
 PREPARE_SECONDS = 900.0
 _WAIT_SECONDS = 0.5
@@ -33,7 +34,7 @@ class Tuner:
     def __init__(self, options: Options, *, tools: Tools | None = None, report: Report | None = None) -> None:
         self.options, self.tools = options, tools or Tools()
         self.report = report or (lambda found: None)
-        self.storage = open_storage(options.storage)
+        self.storage = open_shared(options.storage)
         environment = {"NSA_CODEGEN_HOME": str(options.scratch)}
         if options.target.kind == "cpu":
             environment["NSA_CODEGEN_TARGET"] = options.target.name
@@ -57,9 +58,11 @@ class Tuner:
         try:
             return self._tune(problem)
         except STORAGE_ERRORS as error:
+            url = self.options.storage
+            said = without_passwords(f"{type(error).__name__}: {error}", url)
             raise TuningError(
-                f"the storage {self.options.storage} failed ({type(error).__name__}: {error}); what it has and the log "
-                f"are kept: go on with --resume when it works again"
+                f"the storage {shown_url(url)} failed ({said}); what it has and the log are kept: go on with --resume "
+                f"when it works again"
             ) from error
 
     def _tune(self, problem: Problem) -> Found:
@@ -122,10 +125,10 @@ class Tuner:
 def require_new_run(options: Options) -> None:
     """Raise `TuningError` if the run has studies in its storage or logs already."""
     run, target = options.meta.run, options.target.name
-    names = [n for n in study_names(open_storage(options.storage)) if n.startswith(f"{run} {target} ")]
+    names = [n for n in study_names(open_shared(options.storage)) if n.startswith(f"{run} {target} ")]
     logs = sorted((options.logs / target).glob(f"*/{run}.jsonl"))
     if names or logs:
-        where = f"{options.logs / target}/*/{run}.jsonl" if logs else options.storage
+        where = f"{options.logs / target}/*/{run}.jsonl" if logs else shown_url(options.storage)
         raise TuningError(
             f"the run {run!r} exists already for {target} ({where}): give --resume to go on with it or to join another "
             f"tuner, or choose another --run"
