@@ -25,6 +25,7 @@ from .cache import ModelCache
 from .errors import DemoError, MissingPackageError
 from .index_sets import require_choice
 from .nn import IMPLS, NSA, NSAModel
+from .outputs import require_file
 from .requests import needed_requests
 from .spec import NSASpec
 from .target import native_target
@@ -232,11 +233,13 @@ def run_demo(
 ) -> DemoResult:
     """Run the demo, telling its story on `out`, and return what it measured.
 
-    Trains for `steps`, or else for about `seconds`. Raises `MissingPackageError`, `DemoError`, and what building
-    kernels raises.
+    Trains for `steps`, or else for about `seconds`. An interrupted training leaves what it has trained in `save`.
+    Raises `MissingPackageError`, `OutputError`, `DemoError`, and what building kernels raises.
     """
     require_choice("demo", "impl", impl, IMPLS)
     _require_safetensors()
+    if save is not None:
+        require_file("demo.save", save)
     if out is None:
         from rich.console import Console
 
@@ -254,7 +257,13 @@ def run_demo(
         _build_kernels(model.spec, out)
 
     before = _held_out_loss(model, fixed)
-    took, tokens_seen, done = _train(model, text[:cut], seconds, steps, out)
+    try:
+        took, tokens_seen, done = _train(model, text[:cut], seconds, steps, out)
+    except KeyboardInterrupt:
+        if save is not None:
+            _save(model, save)
+            out.print(f"interrupted; the model as it was is in {save}", markup=False, soft_wrap=True)
+        raise
     after = _held_out_loss(model, fixed)
     forward_speed = _forward_speed(model, fixed[:, :-1])
     agreements = compare_with_float64(model, fixed[:2])
@@ -350,19 +359,26 @@ def _seconds(call: Callable[[], Any]) -> float:
 @torch.no_grad()
 def _save_and_reload(model: ByteLM, save: Path | None, tokens: Tensor) -> int:
     """Save, load into a new model, and return the file's size; raises `DemoError` unless outputs are bit-equal."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     with tempfile.TemporaryDirectory() as folder:
         path = save or Path(folder) / "model.safetensors"
-        try:
-            save_file(model.state_dict(), path)
-        except OSError as error:
-            raise DemoError(f"the model can't be saved as {path}: {error}") from error
+        _save(model, path)
         again = ByteLM(impl=model.body.impl, **OPTIONS)
         again.load_state_dict(load_file(path))
         if not torch.equal(again(tokens), model(tokens)):
             raise DemoError(f"the model reloaded from {path} computes something else than the one that was saved")
         return path.stat().st_size
+
+
+def _save(model: ByteLM, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(model.state_dict(), path)
+    except (OSError, SafetensorError) as error:
+        raise DemoError(f"the model can't be saved as {path}: {error}") from error
 
 
 def _tell(result: DemoResult, impl: str, out: Console) -> None:

@@ -77,6 +77,10 @@ class DemoError(NSAError):
     """The demo could not do its job: no text, or a reloaded model that computes something else."""
 
 
+class OutputError(NSAError):
+    """A file or folder that results are to be written to can't be written."""
+
+
 class ExecutionError(NSAError):
     """The executor found a GPU kernel at fault, or could not model it."""
 

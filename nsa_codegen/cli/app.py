@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,15 +21,31 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and 
 
 
 class Commands(TyperGroup):
-    """The group of commands, which turns an `NSAError` into one red line and exit code 1."""
+    """The group of commands, which turns an `NSAError`, a file that fails or lack of memory into exit code 1.
+
+    Each is one red line, whatever the command was doing.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
         try:
             return super().invoke(ctx)
-        except NSAError as error:
-            print_error(str(error))
+        except (NSAError, OSError, MemoryError) as error:
+            if getattr(error, "errno", None) == errno.EPIPE:
+                raise  # the reader of our output has gone: click ends quietly
+            print_error(_said(error))
             raise typer.Exit(1) from error
+
+
+def _said(error: NSAError | OSError | MemoryError) -> str:
+    """Return what is said of an error: its own words, or what failed and what to do."""
+    if isinstance(error, NSAError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return f"out of memory{f' ({error})' if str(error) else ''}; ask for fewer tokens, or on a machine with more"
+    if error.filename is None:
+        return f"the system refused: {error}"
+    return f"{error.filename} can't be read or written: {error.strerror}; check it, or name another with the options"
 
 
 app = typer.Typer(

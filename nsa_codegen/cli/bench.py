@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InputError
+from ..outputs import require_file
 from .app import AsJson, console, print_json, print_table
 from .options import Dtype
 
@@ -85,6 +86,7 @@ def bench(
     path = output or _default_output(settings.label)
     if output is None:
         _require_replaceable(path, settings)
+    require_file("bench.output", path)
     unfinished = path.with_name(f"{path.stem}-unfinished.json")
     out = console(stderr=True)
     result = run_suite(
@@ -110,7 +112,6 @@ def bench(
 
 def write_result(result: Result, path: Path) -> None:
     """Write the result as JSON, replacing an older file at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(result, indent=1) + "\n")
     temporary.replace(path)

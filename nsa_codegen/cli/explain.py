@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..tuning.reasons import Explained
 
 CPU_TOKENS, GPU_TOKENS = 4096, 16384
+MOST_TOKENS, MOST_BATCH = 2**24, 2**20  # the prediction counts position by position
 
 
 @takes_spec
@@ -35,9 +36,12 @@ def explain(
     diff: Annotated[
         str | None, typer.Option(help="Another target: what differs there, and which fact is behind it.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences, for the prediction.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=MOST_BATCH, help="Sequences, for the prediction.")] = 1,
     tokens: Annotated[
-        int | None, typer.Option(min=1, help=f"Tokens, for the prediction; {CPU_TOKENS}, and {GPU_TOKENS} on a GPU.")
+        int | None,
+        typer.Option(
+            min=1, max=MOST_TOKENS, help=f"Tokens, for the prediction; {CPU_TOKENS}, and {GPU_TOKENS} on a GPU."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

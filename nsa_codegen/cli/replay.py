@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..outputs import require_folder
 from ..target import parse_target
 from .app import AsJson, print_error, print_json, print_table
 
@@ -40,6 +41,8 @@ def replay(
     logs, schedules = logs or logs_folder(), schedules or schedules_folder()
     if not logs.is_dir():
         raise InputError(f"replay.logs = {str(logs)!r} is not a folder; `nsa-codegen tune` writes logs")
+    if not check:
+        require_folder("replay.schedules", schedules)
     found = replayed_from(logs)
     difference = changes(found, schedules)
     wrong = verify_rows(schedules, logs) if check else []

@@ -14,6 +14,7 @@ import typer
 from ..desc import DTYPES
 from ..errors import BuildForbiddenError, InputError, TuningError, TuningLogError
 from ..index_sets import require_choice
+from ..outputs import require_folder
 from ..store import building_is_forbidden
 from ..target import Target, parse_target
 from .app import AsJson, console, print_error, print_json, print_table, progress_bar
@@ -85,6 +86,7 @@ def tune(
         asked, run=name, storage=storage, logs=logs, trials=trials, compiled=compiled, seconds=candidate_seconds,
         measure_seconds=measure_seconds, jobs=jobs, seed=seed,
     )  # fmt: skip
+    require_folder("tune.logs", options.logs)
     if not resume:
         from ..tuning.search import require_new_run
 
@@ -210,6 +212,7 @@ def _write_report(logs: Path | None, run: str | None, output: Path) -> None:
     from ..tuning.records import logs_folder
     from ..tuning.report import write_report
 
+    require_folder("tune.report", output)
     logs = logs or logs_folder()
     chosen = [logs] if run is None else sorted(logs.glob(f"*/*/{run}.jsonl"))
     if not chosen:

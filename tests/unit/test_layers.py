@@ -10,7 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "nsa_codegen"
 # A module imports only modules before it. The package's own __init__ only points at names.
 LAYERS = (
-    "errors", "index_sets", "sizes", "program", "spec", "desc", "target", "needed", "occupancy", "schedule", "tiling",
+    "errors", "outputs", "index_sets", "sizes", "program", "spec", "desc", "target", "needed", "occupancy", "schedule",
+    "tiling",
     "pairs", "runs", "splits", "together", "source", "manifest", "store", "compiler", "nvcc", "sass", "resources",
     "workarounds", "reference", "ops", "templates", "lowering_cpu", "lowering_gpu", "lowering", "binaries", "build",
     "selection", "requests", "executor", "emitted", "device", "pages", "dispatch", "checks", "sequence", "plan",
