@@ -73,10 +73,26 @@ def sizes_of(desc: KernelDesc, program: Program, *, batch: int, tokens: int) -> 
     return Sizes(batch=batch, tokens=tokens, keys=keys, kv_heads=heads)
 
 
-def row_note(row: Mapping[str, Any] | None, target: Target) -> str:
+def generic_note(desc: KernelDesc, target: Target) -> str:
+    """Return what is known of a kernel that no tuned row serves: what its logs decided, or that it has none."""
+    from ..selection import chain_of
+    from ..tuning.records import logs_folder
+    from ..tuning.replay import decided
+
+    logs = logs_folder()
+    if not logs.is_dir():
+        return f"generic: no tuned row serves it; whether it was tuned the logs say, and {logs} is not there"
+    for arch in chain_of(target.name):
+        found = decided(desc, arch, logs)
+        if found is not None and found.row is None:
+            return f"generic: tuned on {arch}, and the default stays: {found.verdict.reason} ({found.log})"
+        if found is not None:
+            return f"generic: tuned on {arch} ({found.log}), and no row says so; `nsa-codegen replay` writes it"
+    return "generic: never tuned for this kernel and target"
+
+
+def row_note(row: Mapping[str, Any], target: Target) -> str:
     """Return what a tuned row's environment says here: static, measured on this device, or on another."""
-    if row is None:
-        return "generic: never tuned for this kernel and target"
     environment = row["environment"]
     judge = str(environment.get("judge", "unknown judge"))
     if judge.startswith("static"):
@@ -107,7 +123,7 @@ def _item(desc: KernelDesc, target: Target, other: Target | None, sizes: Sizes) 
         "source": selected.source,
         "tried": list(selected.tried),
         "record": None if selected.row is None else selected.row["record"],
-        "note": row_note(selected.row, target),
+        "note": generic_note(desc, target) if selected.row is None else row_note(selected.row, target),
         "sizes": vars(sizes),
     }
     if other is not None:

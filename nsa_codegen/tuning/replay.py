@@ -89,6 +89,13 @@ def replay(logs: Path) -> Replayed:
     return Replayed(files=files, decisions=tuple(decisions), refused=tuple(refused))
 
 
+def decided(desc: KernelDesc, arch: str, logs: Path) -> Decision | None:
+    """Return what the logs under `logs` decide of one desc on one architecture; None if none of them has it."""
+    paths = sorted((logs / arch / desc.kind).glob("*.jsonl"))
+    found = [log for path in paths if (log := read_lines(path, logs, [])) is not None]
+    return next((d for d in _decisions(found, []) if d is not None and d.desc == desc), None)
+
+
 def read_lines(path: Path, logs: Path, refused: list[str]) -> ReadLog | None:
     """Return the log at `path`, without the lines that are refused; their reasons are added to `refused`.
 

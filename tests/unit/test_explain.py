@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from nsa_codegen import selection
 from nsa_codegen.cli import app
-from nsa_codegen.cli.explain import row_note
+from nsa_codegen.cli.explain import generic_note, row_note
 from nsa_codegen.desc import KernelDesc
 from nsa_codegen.errors import InputError
 from nsa_codegen.index_sets import causal, complete, everything, first, window
@@ -23,6 +23,7 @@ from nsa_codegen.schedule import CpuSchedule, GpuSchedule, ScheduleSpace
 from nsa_codegen.selection import bucket_of, schedules_folder, select, visible_word
 from nsa_codegen.spec import NSASpec
 from nsa_codegen.target import TARGETS, processor_name
+from nsa_codegen.tuning import records as tuning_records
 from nsa_codegen.tuning.reasons import UNREAD, explain, hardware_differences, schedule_differences
 from nsa_codegen.tuning.replay import STATIC, replay, write
 
@@ -64,6 +65,29 @@ def test_a_generic_schedule_shows_the_chain_that_led_to_it(tmp_path: Path, monke
     assert "64 queries of a tile are more than the 32 bits that say who lists a block" in item["tried"][1]
     assert item["tried"][-1].endswith("legal") and "never tuned" in item["note"]
     assert item["predicted"]["seconds"] > 0 and item["bound"] and item["parts"]["compute"] > 0
+
+
+def test_a_default_that_won_its_logs_is_told_from_a_kernel_that_was_never_tuned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs = tmp_path / "tuning_logs"
+    monkeypatch.setattr(tuning_records, "logs_folder", lambda: logs)
+    child, fast = TARGETS["x86_64_amx"], CpuSchedule(query_lanes=16)
+    small = KernelDesc.of("combine", "float32", paths=2, dv=8, gates="scalar")
+    assert generic_note(small, V4) == (
+        f"generic: no tuned row serves it; whether it was tuned the logs say, and {logs} is not there"
+    )
+    write_log(logs, "x86_64_v4", record(small, fast, measured=0.99))
+    for target in (V4, child):
+        assert generic_note(small, target) == (
+            "generic: tuned on x86_64_v4, and the default stays: the best is 1.010 times as fast as the default: not "
+            "beyond 1.02 (x86_64_v4/combine_fwd/run.jsonl)"
+        )
+    other = KernelDesc.of("combine", "float32", paths=2, dv=16, gates="scalar")
+    assert generic_note(other, V4) == generic_note(small, TARGETS["x86_64_v3"])
+    assert generic_note(other, V4) == "generic: never tuned for this kernel and target"
+    write_log(logs, "x86_64_v4", record(other, fast, measured=0.5), run="later")
+    assert "(x86_64_v4/combine_fwd/later.jsonl), and no row says so; `nsa-codegen replay`" in generic_note(other, V4)
 
 
 def test_refused_choices_of_the_generic_list_say_why() -> None:
