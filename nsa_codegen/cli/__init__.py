@@ -16,7 +16,7 @@ from .explain import explain
 from .inspect import inspect
 from .replay import replay
 from .stored import list_kernels
-from .tune import tune
+from .tune import Tune, tune
 from .verify import verify
 
 __all__ = ["app"]
@@ -31,4 +31,4 @@ app.command("verify")(verify)
 app.command("env")(env)
 app.command("demo")(demo)
 app.command("bench")(bench)
-app.command("tune")(tune)
+app.command("tune", cls=Tune)(tune)

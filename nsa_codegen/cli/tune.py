@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from ..desc import DTYPES
 from ..errors import BuildForbiddenError, InputError, TuningError, TuningLogError
@@ -25,6 +26,18 @@ if TYPE_CHECKING:
     from ..tuning.problems import Problem
 
 INTERRUPTED = 130
+REPORT_FOLDER = "tuning-report"
+
+
+class Tune(TyperCommand):
+    """The command, whose `--report` need not be followed by a folder."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments, with the folder that a bare `--report` means."""
+        given: list[str] = []
+        for arg, following in zip(args, [*args[1:], "-"], strict=True):
+            given += [arg, REPORT_FOLDER] if arg == "--report" and following.startswith("-") else [arg]
+        return super().parse_args(ctx, given)
 
 
 def tune(
@@ -60,7 +73,11 @@ def tune(
     jobs: Annotated[int | None, typer.Option(min=1, help="Candidates built at a time; one per core.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampler.")] = 0,
     report: Annotated[
-        Path | None, typer.Option(help="Search nothing: write a page of the logs, or of --run's, to this folder.")
+        Path | None,
+        typer.Option(
+            help="Search nothing: write a page of the logs, or of --run's, to this folder; without one, to "
+            f"{REPORT_FOLDER}."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -71,7 +88,10 @@ def tune(
     the same --run and --storage divide the work.
     """
     if report is not None:
-        _write_report(logs, run, report)
+        page = _write_report(logs, run, report)
+        if as_json:
+            print_json({"report": str(page)})
+        console(stderr=True).print(f"wrote {page}", markup=False, soft_wrap=True)
         return
     require_choice("tune", "preset", preset, PRESETS)
     require_choice("tune", "direction", direction, ("fwd", "bwd", "both"))
@@ -208,13 +228,13 @@ def _row(found: Found) -> dict[str, Any]:
     }
 
 
-def _write_report(logs: Path | None, run: str | None, output: Path) -> None:
+def _write_report(logs: Path | None, run: str | None, output: Path) -> Path:
     from ..tuning.records import logs_folder
     from ..tuning.report import write_report
 
-    require_folder("tune.report", output)
     logs = logs or logs_folder()
     chosen = [logs] if run is None else sorted(logs.glob(f"*/*/{run}.jsonl"))
     if not chosen:
         raise TuningLogError(f"there is no log of a run {run!r} in {logs}; name one that is there, or give --logs")
-    console(stderr=True).print(f"wrote {write_report(chosen, output)}", markup=False, soft_wrap=True)
+    require_folder("tune.report", output)
+    return write_report(chosen, output)

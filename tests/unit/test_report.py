@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import pytest
 from tuning_logs_made import record, write_log
+from typer.testing import CliRunner
 
+from nsa_codegen.cli import app
 from nsa_codegen.desc import KernelDesc
 from nsa_codegen.errors import MissingPackageError, TuningLogError
 from nsa_codegen.index_sets import window
@@ -115,6 +118,21 @@ def test_one_log_or_several_can_be_given(logs: Path, tmp_path: Path) -> None:
         write_report(tmp_path / "two", tmp_path / "none")
     with pytest.raises(TuningLogError, match="there is no log in no-such-run"):
         write_report("no-such-run", tmp_path / "none")
+
+
+def test_the_command_takes_a_folder_or_its_own_and_gives_json(
+    logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cases: list[tuple[list[str], str]] = [([], "tuning-report"), (["there"], "there")]
+    for given, folder in cases:
+        done = CliRunner().invoke(app, ["tune", "--report", *given, "--logs", str(logs), "--json"])
+        assert done.exit_code == 0, done.stderr
+        page = Path(json.loads(done.stdout)["report"])
+        assert page.parent == Path(folder) and str(WINDOW) in page.read_text()
+        assert f"wrote {page}" in done.stderr
+    done = CliRunner().invoke(app, ["tune", "--logs", str(logs), "--report"])
+    assert done.exit_code == 0 and done.stdout == "" and "wrote tuning-report/report.html" in done.stderr
 
 
 def test_a_damaged_log_is_refused_by_name(logs: Path, tmp_path: Path) -> None:
