@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..build import Built, Request, build_all
+from ..errors import BuildForbiddenError
 from ..index_sets import require_choice
 from ..spec import NSASpec
 from ..store import default_root
@@ -46,11 +48,24 @@ def build(
         for row in rows:
             row["folder"] = row["folder"] and str(Path(row["folder"]).relative_to(root))
         print_table(f"{len(rows)} kernels in {root}", rows, ("kernel", "how", "seconds", "folder"))
-    failed = [o for o in outcomes if o.error is not None]
-    for outcome in failed:
-        print_error(f"{outcome.request.desc}: {outcome.error}")
-    if failed:
+    failures = failures_of(outcomes)
+    for said in failures:
+        print_error(said)
+    if failures:
         raise typer.Exit(1)
+
+
+def failures_of(outcomes: Sequence[Built]) -> list[str]:
+    """Return what is said of the outcomes that failed: each cause once, with its first kernel and their number."""
+    alike: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        if outcome.error is None:
+            continue
+        name, said = str(outcome.request.desc), str(outcome.error)
+        forbidden = isinstance(outcome.error, BuildForbiddenError)  # one cause, whatever each lacks
+        cause = type(outcome.error).__name__ if forbidden else said.replace(name, "")
+        alike.setdefault(cause, []).append(said if said.startswith(name) else f"{name}: {said}")
+    return [x[0] if len(x) == 1 else f"{len(x)} kernels failed alike; the first: {x[0]}" for x in alike.values()]
 
 
 def build_with_progress(requests: tuple[Request, ...], *, jobs: int | None = None) -> tuple[Built, ...]:

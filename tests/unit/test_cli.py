@@ -10,10 +10,16 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from nsa_codegen.build import Built, Request
 from nsa_codegen.cli import app
+from nsa_codegen.cli.build import failures_of
 from nsa_codegen.cli.env import VARIABLES
 from nsa_codegen.cli.options import SPEC_HELP
+from nsa_codegen.desc import KernelDesc
+from nsa_codegen.errors import BuildForbiddenError, CompilerError, LoweringError
+from nsa_codegen.schedule import CpuSchedule
 from nsa_codegen.spec import OPTIONS, NSASpec
+from nsa_codegen.target import TARGETS
 
 # One path less work than an attention: the combination of three paths with values of 8.
 SMALL = ["--num-heads", "2", "--head-dim", "8", "--window-size", "8", "--block-size", "8", "--num-selected-blocks", "2"]
@@ -231,3 +237,26 @@ def test_demo_says_what_to_install_without_safetensors(store, monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which it would run on")
 def test_verify_on_a_gpu_that_is_not_there_says_that_nothing_was_run():
     assert "there is no GPU here: nothing was run on one" in failure("verify", "--target", "native")
+
+
+def test_one_cause_is_said_once_with_the_number_of_its_kernels(tmp_path, monkeypatch):
+    descs = [KernelDesc.of("combine", "float32", paths=2, dv=dv, gates="scalar") for dv in (8, 16, 24)]
+
+    def built(*errors):
+        requests = [Request(desc=d, schedule=CpuSchedule(), target=TARGETS["generic"]) for d in descs]
+        return [Built(request=r, how="failed", seconds=0.0, error=e) for r, e in zip(requests, errors, strict=True)]
+
+    missing = [LoweringError("TileLang is not installed") for _ in descs]
+    assert failures_of(built(*missing)) == [f"3 kernels failed alike; the first: {descs[0]}: TileLang is not installed"]
+    named = [BuildForbiddenError(f"{d} is not built, and lacks {d.size('dv')}") for d in descs]
+    assert failures_of(built(*named)) == [f"3 kernels failed alike; the first: {named[0]}"]
+    assert failures_of(built(None, missing[0], CompilerError(f"{descs[2]} is refused"))) == [
+        f"{descs[1]}: TileLang is not installed", f"{descs[2]} is refused",
+    ]  # fmt: skip
+    monkeypatch.setenv("NSA_CODEGEN_HOME", str(tmp_path))
+    monkeypatch.setenv("NSA_CODEGEN_NO_BUILD", "1")
+    said = run("build", *SMALL, "--direction", "fwd", "--jobs", "1", code=1).stderr
+    rows = json.loads(run("build", *SMALL, "--direction", "fwd", "--jobs", "1", "--json", code=1).stdout)
+    first = rows[0]["kernel"]
+    assert said.count("error:") == 1 and f"error: {len(rows)} kernels failed alike; the first: {first} for " in said
+    assert said.count(first) == 1
