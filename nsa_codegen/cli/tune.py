@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
@@ -63,7 +64,8 @@ def tune(
     storage: Annotated[
         str | None,
         typer.Option(
-            help="Optuna storage: journal:///file, sqlite:///file, postgresql+psycopg://...; by default a journal."
+            help="Optuna storage: journal:///file, sqlite:///file, postgresql+psycopg://...; by default a "
+            "journal in the user's cache, one for each run and folder of logs."
         ),
     ] = None,
     resume: Annotated[
@@ -143,12 +145,14 @@ def _options(
     from ..tuning.storage import shown_url
 
     cache = platformdirs.user_cache_path("nsa_codegen") / "tuning"
+    logs = (logs or logs_folder()).absolute()
+    own = hashlib.sha256(str(logs.resolve()).encode()).hexdigest()[:8]  # runs of one name into two folders are two
     judge = judge_for(target)
     command = shlex.join([Path(sys.argv[0]).name, *map(shown_url, sys.argv[1:])])
     meta = Meta(run=run, target=target.name, judge=judge, command=command, environment=environment(target, judge))
     return Options(
-        meta=meta, target=target, storage=storage or f"journal:///{cache / f'{run}-{target.name}.journal'}",
-        logs=logs or logs_folder(), scratch=cache / "kernels", jobs=jobs or os.cpu_count() or 1, **rest,
+        meta=meta, target=target, storage=storage or f"journal:///{cache / f'{run}-{target.name}-{own}.journal'}",
+        logs=logs, scratch=cache / "kernels", jobs=jobs or os.cpu_count() or 1, **rest,
     )  # fmt: skip
 
 

@@ -128,7 +128,7 @@ def require_new_run(options: Options) -> None:
     names = [n for n in study_names(open_shared(options.storage)) if n.startswith(f"{run} {target} ")]
     logs = sorted((options.logs / target).glob(f"*/{run}.jsonl"))
     if names or logs:
-        where = f"{options.logs / target}/*/{run}.jsonl" if logs else shown_url(options.storage)
+        where = f"its logs are {options.logs / target}/*/{run}.jsonl" if logs else f"in {shown_url(options.storage)}"
         raise TuningError(
             f"the run {run!r} exists already for {target} ({where}): give --resume to go on with it or to join another "
             f"tuner, or choose another --run"

@@ -2,7 +2,9 @@
 
 import importlib
 import sys
+from pathlib import Path
 
+import optuna
 import pytest
 import tuning_fakes as fakes
 from typer.testing import CliRunner
@@ -12,7 +14,7 @@ from nsa_codegen.errors import TuningError
 from nsa_codegen.target import CPU_TARGETS
 from nsa_codegen.tuning import search
 from nsa_codegen.tuning.search import Tuner, require_new_run
-from nsa_codegen.tuning.storage import shown_url, without_passwords
+from nsa_codegen.tuning.storage import open_shared, shown_url, without_passwords
 from nsa_codegen.tuning.study import STORAGE_ERRORS
 
 URL = "nonsense://tuner:s3cr3t@db.example:5432/study"
@@ -73,6 +75,25 @@ def test_the_command_that_a_log_keeps_has_no_password(tmp_path, monkeypatch):
     options = command._options(CPU_TARGETS["generic"], run="r", storage=URL, logs=tmp_path, jobs=1)
     assert options.storage == URL
     assert options.meta.command == f"nsa-codegen tune --storage '{SHOWN}' '--storage={SHOWN}'"
+
+
+def test_runs_of_one_name_into_two_folders_of_logs_share_nothing(tmp_path, monkeypatch):
+    command, target = importlib.import_module("nsa_codegen.cli.tune"), CPU_TARGETS["generic"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+    def options(logs):
+        return command._options(target, run="r", storage=None, logs=logs, jobs=1)
+
+    one, same, other = (options(Path(p)) for p in ("logs", tmp_path / "logs", "others"))
+    assert one.storage == same.storage != other.storage and one.logs == same.logs == tmp_path / "logs"
+    assert one.storage.startswith(f"journal:///{tmp_path / 'cache' / 'nsa_codegen' / 'tuning' / 'r-generic-'}")
+    optuna.create_study(storage=open_shared(one.storage), study_name="r generic combine")
+    with pytest.raises(
+        TuningError, match=r"the run 'r' exists already for generic \(in journal:///.*/r-generic-.*journal\)"
+    ):
+        require_new_run(same)
+    require_new_run(other)
 
 
 def test_the_command_line_shows_no_password(tmp_path):
