@@ -152,12 +152,19 @@ class KernelStore:
 
     def entries(self) -> tuple[Entry, ...]:
         """Return the intact entries, in the order of their folders; binaries are not hashed here, see `verify`."""
-        found = []
+        return self.survey()[0]
+
+    def survey(self) -> tuple[tuple[Entry, ...], tuple[Finding, ...]]:
+        """Return the intact entries, and what is wrong with the others, each in the order of their folders."""
+        entries: list[Entry] = []
+        broken: list[Finding] = []
         for folder in self._folders():
-            with contextlib.suppress(CorruptArtifactError):
+            try:
                 entry = _read(folder)
-                found += [] if entry is None else [entry]
-        return tuple(found)
+                entries += [] if entry is None else [entry]
+            except CorruptArtifactError as error:
+                broken.append(Finding(folder=folder, state="corrupt", reason=str(error)))
+        return tuple(entries), tuple(broken)
 
     def verify(self) -> tuple[Finding, ...]:
         """Return one finding per folder, every file hashed; nothing is moved."""
@@ -237,6 +244,8 @@ class KernelStore:
         _log.warning("%s; it will be built again", message)
 
     def _folders(self) -> list[Path]:
+        if self.root.exists() and not self.root.is_dir():
+            raise StoreError(f"the kernel store {self.root} is a file; set NSA_CODEGEN_HOME to a folder")
         folders = (f for f in self.root.glob("*/*/*") if f.is_dir())
         return sorted(f for f in folders if f.relative_to(self.root).parts[0] not in (_TEMPORARY, _QUARANTINE))
 

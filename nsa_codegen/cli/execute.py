@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..conformance import Outcome
     from ..desc import KernelDesc
 
+TARGET = "sm_90a"
 ORDERS = ("forward", "reverse", "random")
 
 
@@ -33,7 +34,9 @@ def execute(
         ),
     ],
     spec: NSASpec,
-    target: Annotated[str, typer.Option(help="Architecture of the kernel: an NVIDIA one.")] = "sm_90a",
+    target: Annotated[
+        str | None, typer.Option(help=f"Architecture of the kernel: an NVIDIA one; of an op {TARGET}.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Type of the tensors: float16 or bfloat16.")] = "float16",
     tokens: Annotated[int, typer.Option(min=1, help="Queries and keys; a block of threads takes about 5 ms.")] = 70,
     order: Annotated[str, typer.Option(help=f"Order of warps, copies and blocks: {', '.join(ORDERS)}.")] = "forward",
@@ -46,8 +49,8 @@ def execute(
     may be off by three times what eager torch in the same type is, plus 2 ulp. The exit code is 1 if anything is found.
     """
     require_choice("execute", "order", order, ORDERS)
-    asked = _require_cuda(parse_target(target))
-    kernels = find_kernels(kernel, spec.program(), dtype, asked)
+    asked = _require_cuda(parse_target(target or TARGET))
+    kernels = find_kernels(kernel, spec.program(), dtype, asked, only_there=target is not None)
     items = [_item(k, o) for k, o in _outcomes(kernels, tokens, order, seed)]
     if as_json:
         print_json(items)

@@ -50,7 +50,7 @@ def explain(
     program = spec.program()
     length = tokens or (CPU_TOKENS if asked.kind == "cpu" else GPU_TOKENS)
     items = []
-    for shown in find_kernels(kernel, program, dtype or default_dtype(asked), asked):
+    for shown in find_kernels(kernel, program, dtype or default_dtype(asked), asked, only_there=target != "cpu"):
         sizes = sizes_of(shown.desc, program, batch=batch, tokens=length)
         items.append(_item(shown.desc, shown.target, other, sizes))
     if as_json:

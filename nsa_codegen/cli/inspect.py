@@ -57,7 +57,7 @@ def inspect(
     Text is coloured in a terminal and plain in a pipe. An op of which the attention takes several kernels shows all.
     """
     program, asked = spec.program(), parse_target(target)
-    kernels = find_kernels(kernel, program, dtype or default_dtype(asked), asked)
+    kernels = find_kernels(kernel, program, dtype or default_dtype(asked), asked, only_there=target != "cpu")
     stage = require_stage(stage, kernels[0].target)
     pairs: list[Pair] = [(k, None if diff is None else other_kernel(k, diff)) for k in kernels]
     for _, other in pairs:

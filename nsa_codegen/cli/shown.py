@@ -15,7 +15,7 @@ from ..target import Target, parse_target
 if TYPE_CHECKING:
     from ..program import Program
 
-_SHORTEST_KEY = 4
+_MOST_NAMED = 5  # kernels that an error lists
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +39,11 @@ class Shown:
         return RequestKey.of(self.desc, self.schedule, self.target)
 
 
-def find_kernels(name: str, program: Program, dtype: str, target: Target) -> list[Shown]:
+def find_kernels(name: str, program: Program, dtype: str, target: Target, *, only_there: bool = False) -> list[Shown]:
     """Return the kernels that `name` means: an op or op_fwd or op_bwd of the program, or a stored folder or key.
 
-    Raises `InputError` if it means none, or more than one stored kernel.
+    Raises `InputError` if it means none, or more than one stored kernel; and with `only_there`, for a stored kernel of
+    another target than `target`.
     """
     from ..ops import OPS
 
@@ -53,12 +54,20 @@ def find_kernels(name: str, program: Program, dtype: str, target: Target) -> lis
         return _of_program(kinds[name], program, dtype, target, store)
     entries = store.entries()
     matching = [e for e in entries if e.folder.name == name]
-    if not matching and len(name) >= _SHORTEST_KEY:
+    if not matching and name:
         matching = [e for e in entries if e.key.digest.startswith(name)]
     if len(matching) > 1:
-        raise InputError(f"inspect: {name!r} fits {[e.folder.name for e in matching]}; give more of the key")
+        named = [e.folder.name for e in matching[:_MOST_NAMED]]
+        more = f" and {len(matching) - _MOST_NAMED} more" if len(matching) > _MOST_NAMED else ""
+        raise InputError(f"inspect: {name!r} begins the keys of {named}{more}; give more of the key")
     if matching:
-        return [_of_entry(matching[0])]
+        found = _of_entry(matching[0])
+        if only_there and found.target != target.serving(found.desc.dtype):
+            raise InputError(
+                f"inspect: {name!r} is stored for {found.target.name}, and --target {target.name} is another: leave "
+                f"--target out, name an op, or compare the two with --diff {target.name}"
+            )
+        return [found]
     raise InputError(
         f"inspect: {name!r} is neither an op nor a stored kernel's folder or key: "
         f"{nearest(name, tuple(kinds))}; `nsa-codegen list` shows what is stored"

@@ -4,20 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..store import Entry, KernelStore
-from .app import AsJson, print_json, print_table
+import typer
+
+from ..store import Entry, Finding, KernelStore
+from .app import AsJson, print_error, print_json, print_table
 
 
 def list_kernels(as_json: AsJson = False) -> None:
-    """List the kernels in the store; `verify` checks their contents."""
+    """List the kernels in the store; `verify` checks their contents. The exit code is 1 if a folder holds no kernel."""
     store = KernelStore()
-    rows = [_row(entry) for entry in store.entries()]
+    entries, broken = store.survey()
+    rows = [*(_row(entry) for entry in entries), *(_broken(found) for found in broken)]
     if as_json:
         print_json(rows)
-        return
-    print_table(
-        f"{len(rows)} kernels in {store.root}", rows, ("architecture", "kernel", "name", "built", "bytes", "created")
-    )
+    else:
+        title = f"{len(entries)} kernels in {store.root}"
+        print_table(title, rows, ("architecture", "kernel", "name", "built", "bytes", "created"))
+    if broken:
+        print_error(
+            f"{len(broken)} of {len(rows)} folders are broken, {broken[0].folder}: {broken[0].reason}; `nsa-codegen "
+            f"verify` says it of each, and building the kernels sets them aside"
+        )
+        raise typer.Exit(1)
+
+
+def _broken(found: Finding) -> dict[str, Any]:
+    architecture, kernel, name = found.folder.parts[-3:]
+    nothing = dict.fromkeys(("key", "bytes", "created", "compiler", "processor"))
+    place = {"architecture": architecture, "kernel": kernel, "name": name, "folder": str(found.folder)}
+    return {**nothing, **place, "built": "broken", "reason": found.reason}
 
 
 def _row(entry: Entry) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import InputError
 from ..index_sets import require_choice
 from ..store import KernelStore
 from ..target import native_target
@@ -37,6 +38,7 @@ def verify(
     exit code is 1.
     """
     require_choice("verify", "target", target, ("cpu", "native"))
+    _require_fitting(target, report=report, op=op, stored_only=stored_only)
     if target == "native":
         _verify_gpu(report, as_json=as_json)
         return
@@ -53,6 +55,15 @@ def verify(
             print_table("kernels against float64", checks, ("kernel", "output", "error", "eager", "allowed", "ok"))
     if any(f["state"] == "corrupt" for f in findings) or not all(c["ok"] for c in checks):
         raise typer.Exit(1)
+
+
+def _require_fitting(target: str, **given: Any) -> None:
+    """Raise `InputError` for an option of the other target, which would do nothing."""
+    for name in ("report",) if target == "cpu" else ("op", "stored_only"):
+        if given[name]:
+            other = "native" if target == "cpu" else "cpu"
+            hint = "; --json prints this machine's results" if name == "report" else ""
+            raise InputError(f"verify.{name} is an option of --target {other}, not of {target}: leave it out{hint}")
 
 
 def _verify_gpu(path: Path | None, *, as_json: bool) -> None:
