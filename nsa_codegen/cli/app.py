@@ -92,6 +92,11 @@ def print_error(message: str) -> None:
         out.print(rest, markup=False, soft_wrap=True)
 
 
+def print_warning(message: str) -> None:
+    """Print the message on stderr, in yellow: what is amiss, and no failure."""
+    console(stderr=True).print(f"warning: {message}", style="yellow", markup=False, soft_wrap=True)
+
+
 def print_json(value: Any) -> None:
     """Print one JSON text on stdout."""
     sys.stdout.write(json.dumps(value, indent=1) + "\n")

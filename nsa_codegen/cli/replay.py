@@ -10,7 +10,7 @@ import typer
 
 from ..outputs import require_folder
 from ..target import parse_target
-from .app import AsJson, print_error, print_json, print_table
+from .app import AsJson, print_error, print_json, print_table, print_warning
 
 if TYPE_CHECKING:
     from ..tuning.replay import Decision
@@ -30,7 +30,7 @@ def replay(
     """Take the winners of all tuning logs, check them again, and write them as the rows of schedules/.
 
     The exit code is 1 if a line or a candidate was refused, and with --check if a row would change or lacks its record;
-    all others are replayed all the same.
+    all others are replayed all the same. A last line that is torn is a warning.
     """
     from ..errors import InputError
     from ..selection import schedules_folder
@@ -52,6 +52,7 @@ def replay(
             {
                 "decisions": [_row(d) for d in found.decisions],
                 "refused": list(found.refused),
+                "torn": list(found.torn),
                 "wrong": wrong,
                 "changed": changed,
                 "difference": difference,
@@ -65,6 +66,8 @@ def replay(
             sys.stdout.write(difference or "schedules/ is what the logs give\n")
         else:
             print("\n".join(f"wrote {name}" for name in changed) or "no row changed")
+    for warning in found.torn:
+        print_warning(warning)
     for reason in (*found.refused, *wrong):
         print_error(reason)
     if found.refused or wrong or (check and difference):

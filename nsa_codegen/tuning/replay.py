@@ -28,7 +28,8 @@ STATIC = "static: compiled, not run"
 class ReadLog:
     """A log as replay reads it: by its lines, so that one that is refused costs no other.
 
-    `name` is the path below the folder of logs, `<arch>/<kind>/<run>.jsonl`.
+    `name` is the path below the folder of logs, `<arch>/<kind>/<run>.jsonl`; `torn` is the number of its last line if
+    that is no whole one, and else 0.
     """
 
     name: str
@@ -36,6 +37,7 @@ class ReadLog:
     kind: str
     meta: Meta
     records: tuple[Numbered, ...]
+    torn: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +54,15 @@ class Decision:
 
 @dataclass(frozen=True, kw_only=True)
 class Replayed:
-    """The files of `schedules/` by path below it, with their text; the decisions; what was refused, with reasons."""
+    """The files of `schedules/` by path below it, with their text; the decisions; what was refused, with reasons.
+
+    `torn` says of which logs the last line was left out.
+    """
 
     files: Mapping[str, str]
     decisions: tuple[Decision, ...]
     refused: tuple[str, ...]
+    torn: tuple[str, ...] = ()
 
 
 def replay(logs: Path) -> Replayed:
@@ -86,7 +92,13 @@ def replay(logs: Path) -> Replayed:
             held = rows.setdefault(f"{kind}/{decision.arch}.json", {})
             held.setdefault(json.dumps(kept["bucket"], sort_keys=True), (decision, kept))
     files = {name: rows_text([row for _, (_, row) in sorted(held.items())]) for name, held in sorted(rows.items())}
-    return Replayed(files=files, decisions=tuple(decisions), refused=tuple(refused))
+    torn = tuple(
+        f"{log.name} line {log.torn}: torn, and left out: a tuner was stopped as it wrote it; go on with its run by "
+        f"`nsa-codegen tune --resume`, or remove the line"
+        for log in found
+        if log.torn
+    )
+    return Replayed(files=files, decisions=tuple(decisions), refused=tuple(refused), torn=torn)
 
 
 def decided(desc: KernelDesc, arch: str, logs: Path) -> Decision | None:
@@ -112,10 +124,11 @@ def read_lines(path: Path, logs: Path, refused: list[str]) -> ReadLog | None:
     if meta.target != arch or arch not in TARGETS:
         refused.append(f"{name}: its meta is of the target {meta.target!r}, and its folder of {arch!r}; move it there")
         return None
-    records = []
+    records, torn = [], 0
     lines = path.read_bytes().split(b"\n")
     for line, text in enumerate(lines, start=1):
         if line == len(lines) and (not text or not _is_json(text)):
+            torn = line if text else 0
             break
         try:
             record = Record.from_json(_json(text))
@@ -125,7 +138,7 @@ def read_lines(path: Path, logs: Path, refused: list[str]) -> ReadLog | None:
             refused.append(f"{name} line {line}: {error}")
             continue
         records.append(Numbered(line=line, record=record))
-    return ReadLog(name=name, arch=arch, kind=kind, meta=meta, records=tuple(records))
+    return ReadLog(name=name, arch=arch, kind=kind, meta=meta, records=tuple(records), torn=torn)
 
 
 def changes(replayed: Replayed, schedules: Path) -> str:

@@ -226,9 +226,26 @@ def test_refused_lines_and_candidates_are_named_and_nothing_else_is_lost(logs: P
         "run.jsonl line 6: the record's status is 'fine'",
     ):
         assert said in " ".join(err.split()), said
-    assert "line 7" not in err  # torn, which a killed writer leaves
+    assert "error: x86_64_v4/stream_attention_fwd/run.jsonl line 7" not in err  # torn, which a killed writer leaves
     assert [r["schedule"] for r in rows_of(schedules)] == [FASTER.to_json(), FAST.to_json()]
     assert "wrote stream_attention_fwd/x86_64_v4.json" in out
+
+
+def test_a_torn_last_line_is_a_warning_and_no_failure(logs: Path, schedules: Path) -> None:
+    path = write_log(logs, "x86_64_v4", record(WINDOW, FAST, measured=0.5))
+    whole = path.read_text()
+    assert run("--logs", logs, "--schedules", schedules)[0::2] == (0, "")
+    path.write_text(whole + '{"torn": ')
+    for given in ((), ("--check",)):
+        code, _, err = run("--logs", logs, "--schedules", schedules, *given)
+        (line,) = err.splitlines()
+        assert code == 0 and line.startswith(
+            "warning: x86_64_v4/stream_attention_fwd/run.jsonl line 2: torn, and left out"
+        )
+    code, out, _ = run("--logs", logs, "--schedules", schedules, "--check", "--json")
+    assert code == 0 and len(json.loads(out)["torn"]) == 1
+    path.write_text(whole.rstrip("\n"))  # a whole line, though none is after it
+    assert replay(logs).torn == () and len(replay(logs).decisions) == 1
 
 
 def test_a_log_of_a_damaged_meta_or_another_target_is_refused_alone(logs: Path) -> None:
