@@ -46,8 +46,12 @@ def schedules_folder() -> Path:
 def select(desc: KernelDesc, target: Target, *, folder: Path | None = None) -> Selected:
     """Return the schedule of `desc` on `target`, and where it was found.
 
-    Raises `ScheduleError` if a row is malformed or not legal here, or if no schedule is.
+    Raises `ScheduleError` if a row is malformed or not legal here, if no schedule is, or if the target has no kernels
+    of the dtype.
     """
+    reason = target.lacks_kernels(desc.dtype)
+    if reason is not None:
+        raise ScheduleError(f"{desc} on {target.name}: {reason}; ask for another dtype, or for a CPU target")
     folder = folder or schedules_folder()
     fallback = _read_fallback(folder / FALLBACK)
     tried: list[str] = []

@@ -41,6 +41,10 @@ class Target:
         """Return the target whose kernels serve tensors of `dtype` here: this one, unless its own unit is no use."""
         return self
 
+    def lacks_kernels(self, dtype: str) -> str | None:
+        """Return why no kernel of `dtype` can be made for the target, or None."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class CpuTarget(Target):
@@ -136,6 +140,10 @@ class GpuTarget(Target):
     def facts(self) -> str:
         """What templates and the space of schedules read, by name."""
         return f"{self.matrix}-{self.copy}-{self.block_shared_bytes}"
+
+    def lacks_kernels(self, dtype: str) -> str | None:
+        """Return why there are none of float32: matrix instructions take 16-bit floats."""
+        return None if dtype != "float32" else "GPU kernels are of float16 and bfloat16, and float32 has none"
 
     def __str__(self) -> str:
         return f"{self.name} ({self.product}, {self.matrix}, {self.block_shared_bytes // 1024} KB shared per block)"

@@ -116,6 +116,18 @@ def test_an_illegal_row_is_refused_with_its_place_and_reason(folder: Path) -> No
         select(DESC, V3, folder=folder)
 
 
+@pytest.mark.parametrize("target", GPU_TARGETS.values(), ids=lambda t: t.name)
+def test_float32_on_a_gpu_is_told_for_what_it_is_and_no_row_is_blamed(folder: Path, target: Target) -> None:
+    write_rows(folder, target.name, ({}, GpuSchedule().to_json()))
+    with pytest.raises(ScheduleError) as caught:
+        select(DESC, target, folder=folder)
+    assert str(caught.value) == (
+        f"{DESC} on {target.name}: GPU kernels are of float16 and bfloat16, and float32 has none; ask for another "
+        f"dtype, or for a CPU target"
+    )
+    assert "row" not in str(caught.value) and target.lacks_kernels("bfloat16") is None
+
+
 def test_a_row_without_a_record_is_refused(folder: Path) -> None:
     write_rows(folder, "x86_64_v4", ({}, schedule(16)), record="")
     with pytest.raises(ScheduleError, match=r"x86_64_v4\.json row 0 must have .*a record that is not empty"):
