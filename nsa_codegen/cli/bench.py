@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -83,6 +84,7 @@ def bench(
         flex_seconds=flex_seconds,
         parts=tuple(dict.fromkeys(p for p in (only or PARTS) if p not in (skip or ()))),
     )
+    _require_processors(settings.threads)
     path = output or _default_output(settings.label)
     if output is None:
         _require_replaceable(path, settings)
@@ -123,6 +125,16 @@ def _default_output(label: str) -> Path:
     checkout = Path(__file__).parents[2] / "benchmarks"
     folder = checkout / "results" if checkout.is_dir() else Path.cwd()
     return folder / f"{machine_facts()['slug']}{label}.json"
+
+
+def _require_processors(threads: int) -> None:
+    """Raise `InputError` for more threads than processors: most would wait for those that compute."""
+    processors = os.cpu_count() or 1
+    if threads > processors:
+        raise InputError(
+            f"bench.threads = {threads} is more than the {processors} processors here; give --threads {processors} or "
+            f"fewer"
+        )
 
 
 def _require_replaceable(path: Path, settings: Settings) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import math
+import os
 import platform
 import subprocess
 import sys
@@ -290,6 +291,16 @@ def test_stored_results_are_drawn_again_by_the_script(tmp_path):
     assert done.stdout.splitlines()[0] == str(tmp_path / "a-time.png") and (tmp_path / "a-time.png").exists()
 
 
+def test_the_script_has_help_and_says_in_one_line_what_is_no_result(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "plot.py")]
+    done = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.startswith("usage: plot.py") and "all by default" in done.stdout
+    (tmp_path / "a.json").write_text("{}")
+    for name, said in (("a.json", "is not a benchmark result of format 1"), ("b.json", "can't be read")):
+        done = subprocess.run([*command, tmp_path / name], capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 1 and said in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 def test_a_file_that_is_no_result_is_refused():
     assert suite.require_result(json.loads(json.dumps(example())), "x.json")["format"] == 1
     with pytest.raises(suite.ResultError, match=r"x\.json is not a benchmark result of format 1"):
@@ -374,6 +385,12 @@ def test_a_file_that_is_no_result_is_not_replaced_either(stored):
     done = bench()
     assert done.exit_code == 1 and f"{stored} can't be read as a benchmark result" in done.stderr
     assert stored.read_text() == "{"
+
+
+def test_more_threads_than_processors_are_refused(stored):
+    done = CliRunner().invoke(app, ["bench", "--threads", "1000", "--only", "seed"])
+    assert done.exit_code == 1 and done.stdout == ""
+    assert f"bench.threads = 1000 is more than the {os.cpu_count()} processors here" in done.stderr
 
 
 def test_no_part_at_all_is_refused(stored):
