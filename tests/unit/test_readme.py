@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from typer.testing import CliRunner
+
 from nsa_codegen.cli import app
 from nsa_codegen.cli.env import VARIABLES
 
@@ -36,6 +38,26 @@ def test_the_shown_program_is_what_inspect_prints():
     from nsa_codegen import NSASpec
 
     assert str(NSASpec.seed().program()) in README
+
+
+def test_the_shown_schedule_is_what_inspect_prints():
+    ((command, shown),) = re.findall(
+        r"^\$ nsa-codegen (inspect .*--stage schedule)\n((?:[^$].*\n)+)", README, re.MULTILINE
+    )
+    done = CliRunner().invoke(app, command.split())
+    assert done.exit_code == 0 and done.stdout == shown
+
+
+def test_the_shown_number_of_kernels_is_what_build_makes():
+    from nsa_codegen import NSASpec
+    from nsa_codegen.requests import needed_requests
+    from nsa_codegen.target import parse_target
+
+    ((options, count),) = re.findall(r"^\$ nsa-codegen build (--num-heads .*)\n(\d+) kernels in", README, re.MULTILINE)
+    words = options.replace("--", "").replace("-", "_").split()
+    spec = NSASpec(**dict(zip(words[::2], map(int, words[1::2]), strict=True)))
+    for target in ("x86_64_v4", "x86_64_v3", "generic"):
+        assert len(needed_requests(spec.program(), "float32", parse_target(target))) == int(count), target
 
 
 def test_the_make_targets_exist():
