@@ -32,7 +32,8 @@ def lower(desc: KernelDesc, schedule: Schedule, target: Target) -> KernelSource:
 def lowered_gpu(desc: KernelDesc, schedule: Schedule, target: GpuTarget) -> LoweredGpu:
     """Return the lowered kernel of a GPU target; raises what `lower` raises."""
     ScheduleSpace.require(schedule, desc, target)
-    return lower_gpu(primitive_function(desc, schedule, target), target, _title(desc, schedule, target))
+    function, title = primitive_function(desc, schedule, target), _title(desc, schedule, target)
+    return lower_gpu(function, target, title, specialized=schedule.values()["specialized"] == 1)
 
 
 def _title(desc: KernelDesc, schedule: Schedule, target: Target) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from .errors import LoweringError
 from .nvcc import compile_cubin, find_nvcc
-from .source import GPU_PASS_OPTIONS, TILELANG_VERSION, Argument, KernelLaunch, KernelSource
+from .source import TILELANG_VERSION, Argument, KernelLaunch, KernelSource, gpu_pass_options
 from .target import GpuTarget
 from .workarounds import corrected_pipelines, single_warp_copies
 
@@ -30,6 +30,7 @@ class LoweredGpu:
 
     source: KernelSource
     target: GpuTarget
+    options: dict[str, Any]
     context: Any
     host_mod: Any
     device_mod: Any
@@ -37,7 +38,7 @@ class LoweredGpu:
     def build_library(self, path: Path) -> Path:
         """Write the library to `path` and return the cubin beside it; raises `CompilerError` and `LoweringError`."""
         import tvm_ffi
-        from tilelang.engine.lower import device_codegen, host_codegen
+        from tilelang.engine.lower import host_codegen
 
         cubins: list[Path] = []
 
@@ -51,32 +52,33 @@ class LoweredGpu:
         theirs = tvm_ffi.get_global_func(_CALLBACK)
         tvm_ffi.register_global_func(_CALLBACK, f=compile_device, override=True)
         try:
-            with _opened(self.context.target):
+            with _opened(self.context.target, self.options):
                 module = host_codegen(self.host_mod, self.context)
-                module.import_module(device_codegen(self.device_mod, self.context))
+                module.import_module(self.context.codegen_device(self.device_mod, compile_device=True))
                 module.export_library(str(path))
         finally:
             tvm_ffi.register_global_func(_CALLBACK, f=theirs, override=True)
         return cubins[-1]
 
 
-def lower_gpu(function: Any, target: GpuTarget, title: str) -> LoweredGpu:
+def lower_gpu(function: Any, target: GpuTarget, title: str, *, specialized: bool = True) -> LoweredGpu:
     """Return the lowered kernel of a TileLang function; `title` is put before its text as a comment.
 
+    `specialized`: tensor copies (TMA) have a warp group of their own, else one thread that computes starts them.
     Raises `LoweringError` if TileLang refuses the function.
     """
     os.environ.setdefault("TILELANG_DISABLE_CACHE", "1")
     from tilelang import tvm
     from tilelang.backend.module import create_backend_context
-    from tilelang.engine.lower import device_codegen_without_compile, host_codegen, lower_to_host_device_ir
+    from tilelang.engine.lower import _prepare_device_codegen_mod, host_codegen, lower_to_host_device_ir
 
-    name = str(function.attrs["global_symbol"])
+    name, options = str(function.attrs["global_symbol"]), gpu_pass_options(specialized=specialized)
     try:
-        with _opened(_tvm_target(target)) as tvm_target:
+        with _opened(_tvm_target(target), options) as tvm_target:
             context = create_backend_context(tvm_target, None, "auto")
             host, device, _, _, _ = lower_to_host_device_ir(function, context)
-            device = single_warp_copies(device)
-            emitted = str(device_codegen_without_compile(device, context).inspect_source())
+            device = _prepare_device_codegen_mod(single_warp_copies(device))  # half of a lowering's time: once for both
+            emitted = str(context.codegen_device(device, compile_device=False).inspect_source())
             host_text = str(host_codegen(host, context).inspect_source()) if target.kind == "cuda" else ""
     except (tvm.error.TVMError, ValueError, TypeError) as error:
         raise LoweringError(f"TileLang could not lower {name} for {target.name}: {error}") from error
@@ -88,7 +90,7 @@ def lower_gpu(function: Any, target: GpuTarget, title: str) -> LoweredGpu:
         host=host_text,
         launches=tuple(_launch(name, kernel, emitted, str(host)) for name, kernel in device.functions.items()),
     )
-    return LoweredGpu(source=source, target=target, context=context, host_mod=host, device_mod=device)
+    return LoweredGpu(source=source, target=target, options=options, context=context, host_mod=host, device_mod=device)
 
 
 def _tvm_target(target: GpuTarget) -> Any:
@@ -101,10 +103,10 @@ def _tvm_target(target: GpuTarget) -> Any:
 
 
 @contextlib.contextmanager
-def _opened(tvm_target: Any) -> Iterator[Any]:
+def _opened(tvm_target: Any, options: dict[str, Any]) -> Iterator[Any]:
     from tilelang import tvm
 
-    with corrected_pipelines(), tvm_target, tvm.transform.PassContext(opt_level=3, config=GPU_PASS_OPTIONS):
+    with corrected_pipelines(), tvm_target, tvm.transform.PassContext(opt_level=3, config=options):
         yield tvm_target
 
 

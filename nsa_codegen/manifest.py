@@ -18,8 +18,8 @@ from typing import Any
 
 from .desc import KernelDesc
 from .errors import CorruptArtifactError, KeyFormationError
-from .schedule import Schedule
-from .source import CPU_PASS_OPTIONS, GPU_PASS_OPTIONS, TILELANG_VERSION, Argument
+from .schedule import GpuSchedule, Schedule
+from .source import CPU_PASS_OPTIONS, TILELANG_VERSION, Argument, gpu_pass_options
 from .target import Target
 
 FORMAT = 1
@@ -70,7 +70,7 @@ class RequestKey:
             schedule=canonical_json(schedule.to_json()),
             arch=target.name,
             facts=target.facts,
-            pass_options=canonical_json(CPU_PASS_OPTIONS if target.kind == "cpu" else GPU_PASS_OPTIONS),
+            pass_options=canonical_json(_pass_options(schedule)),
             templates=emitters_digest(POOL_EMITTERS if desc.op == POOL_OP else EMITTERS[target.kind]),
             tilelang=TILELANG_VERSION,
         )
@@ -116,6 +116,12 @@ class RequestKey:
             for name in sorted(wanted.keys() | stored.keys())
             if wanted.get(name) != stored.get(name)
         ]
+
+
+def _pass_options(schedule: Schedule) -> dict[str, Any]:
+    if not isinstance(schedule, GpuSchedule):
+        return CPU_PASS_OPTIONS
+    return gpu_pass_options(specialized=schedule.specialized == 1)
 
 
 _NESTED = ("desc", "schedule", "pass_options")

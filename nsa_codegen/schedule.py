@@ -24,9 +24,13 @@ def require_integer(name: str, value: Any) -> None:
 class Schedule:
     """The tuned choices of a kernel: integers by name, of one class per family of targets."""
 
-    def to_json(self) -> dict[str, int]:
-        """Return the schedule as plain data."""
+    def values(self) -> dict[str, int]:
+        """Return the values of all fields."""
         return asdict(self)
+
+    def to_json(self) -> dict[str, int]:
+        """Return the schedule as plain data, which is what files hold of it."""
+        return self.values()
 
     @classmethod
     def parse(cls, data: dict[str, Any]) -> Self:
@@ -39,7 +43,7 @@ class Schedule:
         return cls(**data)
 
     def __str__(self) -> str:
-        return " ".join(f"{k}={v}" for k, v in asdict(self).items())
+        return " ".join(f"{k}={v}" for k, v in self.to_json().items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +70,19 @@ class GpuSchedule(Schedule):
     `key_tile`: rows of the tile that is streamed past it.
     `stages`: tiles of the streamed operands in flight.
     `threads`: threads that compute; where copies have a warp group of their own, it comes on top.
+    `specialized`: 1 if tensor copies (TMA) have a warp group of their own, 0 if one thread of those that compute starts
+    them, so that none takes registers beside them. Other copies are made by all threads, which is 1 as well.
     """
 
     rows: int = 64
     key_tile: int = 64
     stages: int = 2
     threads: int = 128
+    specialized: int = 1
+
+    def to_json(self) -> dict[str, int]:
+        """Return the schedule as plain data; `specialized` only where it is 0."""
+        return {name: value for name, value in self.values().items() if name != "specialized" or value == 0}
 
 
 def schedule_class(target: Target) -> type[Schedule]:
@@ -93,13 +104,14 @@ class ScheduleSpace:
         "key_tile": (16, 32, 64, 128),
         "stages": (1, 2, 3, 4),
         "threads": (32, 64, 128, 256),
+        "specialized": (0, 1),
     }
 
     @classmethod
     def axes(cls, desc: KernelDesc, target: Target, usual: Schedule) -> dict[str, tuple[int, ...]]:
         """Return the values of each field, that of the `usual` schedule among them; its alone where none is read."""
-        fields, found = cls.cpu_axes if isinstance(target, CpuTarget) else cls.gpu_axes, usual.to_json()
-        read = _read_on_cpu(desc, target) if isinstance(target, CpuTarget) else tuple(fields)
+        fields, found = cls.cpu_axes if isinstance(target, CpuTarget) else cls.gpu_axes, usual.values()
+        read = _read_on_cpu(desc, target) if isinstance(target, CpuTarget) else _read_on_gpu(desc, target)
         return {
             name: tuple(sorted({*values, found[name]})) if name in read else (found[name],)
             for name, values in fields.items()
@@ -117,8 +129,8 @@ class ScheduleSpace:
     @classmethod
     def check(cls, schedule: Schedule, desc: KernelDesc, target: Target) -> str | None:
         """Return None if `schedule` is legal for `desc` on `target`, else the reason why it is not."""
-        for name, value in asdict(schedule).items():
-            if value < 1:
+        for name, value in schedule.values().items():
+            if value < 1 and name != "specialized":
                 return f"{name} = {value} must be at least 1"
         if isinstance(schedule, CpuSchedule) and isinstance(target, CpuTarget):
             return _check_cpu(schedule, desc, target)
@@ -163,6 +175,19 @@ def _read_on_cpu(desc: KernelDesc, target: CpuTarget) -> tuple[str, ...]:
     return ()
 
 
+def _read_on_gpu(desc: KernelDesc, target: Target) -> tuple[str, ...]:
+    """Return the fields that the template of a GPU kernel reads."""
+    read = tuple(ScheduleSpace.gpu_axes)
+    return read if isinstance(target, GpuTarget) and has_tensor_copies(desc, target) else read[:-1]
+
+
+def has_tensor_copies(desc: KernelDesc, target: GpuTarget) -> bool:
+    """Return whether the loops of a kernel copy whole tiles by TMA: not rows of queries past a tile of keys."""
+    if target.copy != "tma" or ("part", "keys") in desc.dims:
+        return False
+    return desc.op in ("stream_attention", "gather_attention", "select_blocks") or ("method", "mlp") in desc.dims
+
+
 def narrowed(schedule: Schedule, desc: KernelDesc, target: Target) -> Schedule:
     """Return the schedule for calls of few queries, as in decoding: as many lanes as the heads of one query fill.
 
@@ -190,6 +215,7 @@ def lanes_of_one_query(group: int, target: CpuTarget) -> int:
 MAX_SCRATCH_BYTES = 1 << 20
 MATRIX_ROWS = 16  # rows of one matrix instruction of a warp
 MATRIX_COLUMNS = 8  # and its columns
+WARP_GROUP = 4  # warps whose matrix instructions are one
 WARP_GROUP_ROWS = 64
 LEAST_TRANSPOSED = 32  # columns of a tile that wgmma reads as it is and transposed
 MMA_ACCUMULATORS = 120  # of 255 registers; the rest goes to fragments of both operands and to addresses
@@ -218,6 +244,10 @@ def _check_gpu(schedule: GpuSchedule, desc: KernelDesc, target: GpuTarget) -> st
         return f"rows and key_tile must be multiples of the {MATRIX_ROWS} rows of a matrix instruction"
     if desc.dtype == "float32":
         return "float32 has no GPU kernels; float16 and bfloat16 have"
+    if schedule.specialized not in (0, 1):
+        return f"specialized = {schedule.specialized} must be 0 or 1"
+    if schedule.specialized == 0 and not has_tensor_copies(desc, target):
+        return "specialized = 0 is for loops with tensor copies (TMA), which this kernel has not on " + target.name
     if desc.op in SMALL_OPS:
         return None
     depths = [v for k, v in desc.dims if k in ("dk", "dv") and isinstance(v, int)]
@@ -228,12 +258,12 @@ def _check_gpu(schedule: GpuSchedule, desc: KernelDesc, target: GpuTarget) -> st
     if ("part", "keys") in desc.dims:  # warps share the tile by rows and columns
         block = dict(desc.dims).get("block", schedule.rows)
         rows = min(schedule.rows, ceil_to(int(block), MATRIX_ROWS))
-        columns = MATRIX_ROWS if target.matrix == "mfma" else MATRIX_COLUMNS
-        most = rows // MATRIX_ROWS * (min(schedule.key_tile, *depths) // columns)
+        wide = MATRIX_ROWS if target.matrix == "mfma" else MATRIX_COLUMNS
         if target.matrix == "wgmma" and rows >= WARP_GROUP_ROWS and min(depths) < LEAST_TRANSPOSED:
             return f"wgmma reads tiles of {min(depths)} columns either way in layouts that contradict each other"
-        if warps > most:
-            return f"{warps} warps have no more than {most} pieces of {MATRIX_ROWS}x{columns} to share"
+        for columns in (schedule.key_tile, *depths):
+            if not _can_share(warps, rows, columns, wide):
+                return f"{warps} warps can't share {rows}x{columns} evenly in pieces of {MATRIX_ROWS}x{wide}"
     elif depths and schedule.rows < MATRIX_ROWS * warps:
         return f"{warps} warps need {MATRIX_ROWS * warps} rows, {MATRIX_ROWS} each; rows = {schedule.rows}"
     if "gather_attention" in desc.op and ("part", "keys") not in desc.dims:
@@ -249,6 +279,12 @@ def _check_gpu(schedule: GpuSchedule, desc: KernelDesc, target: GpuTarget) -> st
     if needed > target.block_shared_bytes:
         return f"tiles take {needed} bytes of shared memory; {target.name} has {target.block_shared_bytes} per block"
     return None
+
+
+def _can_share(warps: int, rows: int, columns: int, wide: int) -> bool:
+    """Return whether warps, so many down and so many across, have equal parts of a product in whole instructions."""
+    shapes = ((down, warps // down) for down in range(1, warps + 1) if warps % down == 0)
+    return any(rows % (MATRIX_ROWS * down) == 0 and columns % (wide * across) == 0 for down, across in shapes)
 
 
 def most_accumulators(desc: KernelDesc, target: GpuTarget) -> int | None:

@@ -12,7 +12,11 @@ from .errors import LoweringError
 
 TILELANG_VERSION = "0.1.15"
 CPU_PASS_OPTIONS: dict[str, Any] = {"tl.disable_safe_memory_legalize": True}
-GPU_PASS_OPTIONS: dict[str, Any] = {}
+
+
+def gpu_pass_options(*, specialized: bool) -> dict[str, Any]:
+    """Return the options of a GPU lowering; `specialized`: tensor copies have a warp group of their own."""
+    return {} if specialized else {"tl.disable_warp_specialized": True}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,6 @@
-"""How the keys' backward on a GPU shares out the queries that see a tile of keys: for its templates and for launches.
+"""How the keys' backward on a GPU shares out work: queries among thread blocks, a tile of keys among warps.
+
+For its templates, for launches, and for the cost model.
 
 Where every later query sees a key, one thread block for each tile of keys would be too few of them, and that of the
 first keys would pass over the whole sequence. So some share a tile, and what each sums up is added in a second launch.
@@ -8,11 +10,23 @@ A listed block is shared so if many queries list it, as all do that come after a
 from __future__ import annotations
 
 from .index_sets import RangeSet
+from .schedule import WARP_GROUP, WARP_GROUP_ROWS
+from .target import GpuTarget
 from .tiling import ceil_div
 
 MOST_SPLITS = 16
 LEAST_QUERIES = 64  # of a split, but the last
 LEAST_ROWS = 4096  # rows of sums that may always be kept; else as many bytes as q and out have
+
+
+def holds_weights(*, rows: int, threads: int, target: GpuTarget) -> bool:
+    """Return whether each warp has rows of its own in a tile of `rows` keys, and keeps their weights in registers.
+
+    `wgmma` reads its left side there, where a warp group has 64 rows. Else warps share a tile by rows and columns, and
+    weights pass through shared memory.
+    """
+    groups, odd = divmod(threads, WARP_GROUP * target.warp)
+    return target.matrix == "wgmma" and not odd and rows >= WARP_GROUP_ROWS * groups
 
 
 def is_split(visible: RangeSet) -> bool:

@@ -8,6 +8,7 @@ from .desc import KernelDesc
 from .schedule import CpuSchedule
 
 LANE_QUANTUM = 16  # packed blocks are padded to this many elements: a whole number of vectors on every CPU target
+SWIZZLED = (16, 32, 64)  # columns of 16 bits whose rows a GPU keeps in one piece of shared memory
 MLP_RUN = 64  # windows whose outer products are summed before they are added to the mlp's weight gradients
 
 
@@ -63,7 +64,9 @@ class BlockTile:
     """How listed key blocks are laid in the streamed tile of a GPU kernel.
 
     A step takes `together` blocks of `wide` rows each, of which the first keys are the block's; a block larger than
-    the tile takes `parts` steps. A tile of `queries` queries lists at most `capacity` blocks.
+    the tile takes `parts` steps. A tile of `queries` queries lists at most `capacity` blocks. Several blocks share a
+    tile only where its columns are a power of two up to 64: TMA lays wider ones in parts of 64, so that rows of a tile
+    are no one piece of shared memory.
     """
 
     wide: int
@@ -72,11 +75,13 @@ class BlockTile:
     capacity: int
 
     @classmethod
-    def of(cls, block: int, n: int, queries: int, key_tile: int) -> BlockTile:
-        """Return the layout of blocks of `block` keys, `n` a query, for `queries` queries and tiles of `key_tile`."""
+    def of(cls, desc: KernelDesc, queries: int, key_tile: int) -> BlockTile:
+        """Return the layout of the blocks of `desc` for tiles of `queries` queries and of `key_tile` keys."""
+        block, n = desc.size("block"), desc.size("n")
         parts = ceil_div(block, key_tile)
         wide = min(padded(block), key_tile)
-        together = max(1, key_tile // wide) if parts == 1 else 1
+        shared = parts == 1 and all(desc.size(name) in SWIZZLED for name in ("dk", "dv"))
+        together = max(1, key_tile // wide) if shared else 1
         return cls(wide=wide, together=together, parts=parts, capacity=ceil_div(queries * n, together) * together)
 
     @property

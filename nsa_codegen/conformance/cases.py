@@ -69,6 +69,7 @@ CASES: tuple[Case, ...] = (
     *_attentions("float16", 4, 32, 16),
     *_attentions("bfloat16", 1, 64, 64),
     *_attentions("float16", 16, 32, 64),
+    *_attentions("bfloat16", 4, 96, 48),
     Case(
         desc=KernelDesc.of("stream_attention", "float16", visible=complete(8, 4), group=4, dk=32, dv=16),
         sizes=(

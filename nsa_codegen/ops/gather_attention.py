@@ -250,7 +250,7 @@ def prepare_gpu(
     values: Values = {"q": q, "k": k, "v": v, "q_start": q_start, **rest}
     if desc.direction == "fwd" or desc.word("part") == "queries":
         queries = RowTile.of(desc.size("group"), schedule.rows).queries
-        tile = BlockTile.of(block, desc.size("n"), queries, schedule.key_tile)
+        tile = BlockTile.of(desc, queries, schedule.key_tile)
         lists = tile_lists(
             block_indices, tile, queries=queries, block=block, blocks=blocks, q_start=q_start, causal=causal
         )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..desc import KernelDesc
 from ..occupancy import Occupancy, max_registers, occupancy
 from ..sass import Instructions
-from ..schedule import GpuSchedule, ceil_to
+from ..schedule import WARP_GROUP, WARP_GROUP_ROWS, GpuSchedule, ceil_to
 from ..target import GpuTarget
 from ..tiling import ceil_div
 from .gpu_facts import DRAM_SHARE, FACTS, SHARED_BYTES, SHARED_LATENCY, GpuFacts, clock_hz, matrix_flops
@@ -26,8 +26,6 @@ from .prediction import Prediction
 if TYPE_CHECKING:
     from ..ops import Sizes
 
-WARP_GROUP = 4  # warps whose matrix instructions are one
-WARP_GROUP_ROWS = 64
 FLOAT_SHARE = 0.65  # of a loop's instructions: counted in the SASS of generated/
 PRODUCT_LATENCY = SHARED_LATENCY + 33  # clocks to a product's first result: operands, and one mma, an estimate
 RAISED_REGISTERS = 240  # that TileLang gives warps beside copying ones, where it knows the number of steps
@@ -78,14 +76,15 @@ def predicted_registers(launch: GpuLaunch, target: GpuTarget) -> float:
     """Return the registers of a thread: sums, scores, fragments and addresses, as fitted on the committed kernels."""
     if launch.known and launch.copiers:
         return RAISED_REGISTERS
+    joint = target.copy == "tma" and not launch.plain and not launch.copiers
     warp_groups = bool(launch.products) and all(uses_warp_group(p, launch, target) for p in launch.products)
     fixed = 16 if warp_groups else 30
     by_depth = 0.0 if warp_groups else 0.2
-    if target.copy == "cp.async":  # the threads that compute keep the copies' addresses
+    if target.copy == "cp.async" or (joint and not warp_groups):  # the threads that compute keep the copies' addresses
         by_depth += 0.26
     if launch.plain:
         fixed, by_depth = fixed + 40, by_depth + 0.3
-    return fixed + by_depth * launch.depth + launch.held + launch.passing
+    return fixed + by_depth * launch.depth + launch.held + (1.4 if joint else 1.0) * launch.passing
 
 
 def predicted_occupancy(launch: GpuLaunch, target: GpuTarget) -> Occupancy:
@@ -168,7 +167,8 @@ def _step(launch: GpuLaunch, target: GpuTarget, facts: GpuFacts, spilled: float)
         clocks, moved, instructions = _product(product, launch, target, facts)
         matrix, shared, operands = matrix + clocks, shared + moved, operands + instructions
     shared += launch.staged + launch.copied + spilled * launch.threads
-    instructions = launch.instructions + operands + launch.copied / 16 * (4 if launch.copiers == 0 else 0)
+    by_all = launch.plain or target.copy != "tma"  # else one thread starts a tile's copy
+    instructions = launch.instructions + operands + launch.copied / 16 * (4 if by_all else 0)
     return {
         "matrix": matrix,
         "exponentials": launch.exponentials / facts.exponentials,

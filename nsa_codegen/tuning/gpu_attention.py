@@ -73,7 +73,7 @@ def gather_launches(desc: KernelDesc, schedule: GpuSchedule, sizes: Sizes) -> It
         yield _sums(desc, sizes, blocks=ceil_div(sizes.keys, block) * runs, rows=min(sizes.keys, parts), parts=parts)
         return
     tile = RowTile.of(desc.size("group"), schedule.rows)
-    blocks = BlockTile.of(block, desc.size("n"), tile.queries, schedule.key_tile)
+    blocks = BlockTile.of(desc, tile.queries, schedule.key_tile)
     listed = listed_blocks(
         tokens=sizes.tokens, q_start=sizes.q_start, block=block, n=desc.size("n"), queries=tile.queries,
         causal=causal, keys=sizes.keys, shared=NEIGHBOURS_SHARE,

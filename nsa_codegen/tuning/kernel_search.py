@@ -62,15 +62,16 @@ class KernelSearch:
         self.study.require_facts({"judge": options.meta.judge, **facts})
         records = [r for r in read_log(self._log).records if r.desc == desc]
         logged = {r.number: r for r in records if r.stage == "search"}
-        self.study.restore(tuple(logged.values()), lambda record: _cost(record, logged))
+        values = {n: self._schedule(r.schedule).values() for n, r in logged.items()}
+        self.study.restore(tuple(logged.values()), lambda record: _cost(record, logged), values)
         self._finals = [r for r in records if r.stage == "final"]
         self._random = random.Random(options.seed + len(self.study.records()))
         self._refused_proposals = 0
         self._order = self._predicted_order()
         self.settle()
-        self.study.enqueue(self._space.default.to_json())
+        self.study.enqueue(self._space.default.values())
         if not self._is_static and self._space.shipped is not None:
-            self.study.enqueue(self._space.shipped.to_json())
+            self.study.enqueue(self._space.shipped.values())
 
     @property
     def found(self) -> Found:
@@ -113,7 +114,7 @@ class KernelSearch:
                 record = self._record(claim, judged)
                 left.remove(claim)  # from here on a trial that is cut short is settled by whoever goes on
                 self._keep(record)
-                if not self._is_static and claim.values == self._space.default.to_json() and not _works(record):
+                if not self._is_static and claim.values == self._space.default.values() and not _works(record):
                     raise TuningError(
                         f"the default schedule of {self._desc} is {record.status}, so that nothing can be compared "
                         f"with it: {record.reason}"
@@ -186,20 +187,20 @@ class KernelSearch:
             return 0  # none of so many is fit
         good = sum(_is_good(r) and dict(r.schedule) != default for r in records)
         taken = self.study.taken()
-        default_lacks = self.study.key_of(default) not in taken
+        default_lacks = self.study.key_of(self._space.default.values()) not in taken
         return max(0, self._total - 1 - good) + default_lacks - self.study.running()
 
     def _propose(self) -> tuple[Claim, ...] | None:
         """Return a claim; none if another tuner was faster or the proposal was illegal; None if nothing is untried."""
         taken = self.study.taken()
-        untried = [s for s in self._order if self.study.key_of(s.to_json()) not in taken]
+        untried = [s for s in self._order if self.study.key_of(s.values()) not in taken]
         if not untried:
             return None
-        values: dict[str, int] | None = untried[0].to_json()
+        values: dict[str, int] | None = untried[0].values()
         begun = len(taken) >= max(_PREDICTED_LEAST, self._total // _PREDICTED_FIRST)
         if begun and not self._is_static and len(self._space.legal) > self._options.trials:  # TPE chooses the rest
             drawn = self._refused_proposals >= _MOST_PROPOSALS
-            values = self._random.choice(untried).to_json() if drawn else None
+            values = self._random.choice(untried).values() if drawn else None
         claim = self.study.ask(values)
         self._refused_proposals += 1
         if claim is None:
@@ -279,7 +280,7 @@ class KernelSearch:
             schedule = self._schedule(claim.values)
             predicted = predict(self._desc, schedule, self._options.target, self._problem.sizes).to_json()
         return Record(
-            number=claim.number, desc=self._desc, schedule=dict(claim.values), status=judged.status,
+            number=claim.number, desc=self._desc, schedule=self._schedule(claim.values).to_json(), status=judged.status,
             reason=judged.reason, judge=self._options.meta.judge, stage="search", sizes=self._problem.sizes_json,
             predicted=predicted, measured=judged.measured, default=judged.default, gain=judged.gain, error=judged.error,
             resources=judged.resources, key=judged.key, same_as=judged.same_as, when=_now(),

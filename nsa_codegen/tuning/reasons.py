@@ -104,7 +104,7 @@ def schedule_differences(one: Explained, other: Explained, sizes: Sizes) -> dict
     The other's value is put in the place of one's own: `check` refuses it there, or the model says what it costs. Then
     facts of the hardware are put in the place of one's own, one at a time, to see which of them speaks for that value.
     """
-    ours, theirs = one.schedule.to_json(), other.schedule.to_json()
+    ours, theirs = one.schedule.values(), other.schedule.values()
     found = {}
     for name in ours:
         if ours[name] == theirs[name]:
@@ -209,12 +209,14 @@ def _gpu_reasons(desc: KernelDesc, schedule: GpuSchedule, target: GpuTarget, siz
     if not launch.products:
         share = f"{schedule.rows} rows of a thread block, {launch.copied * launch.steps:.0f} bytes for its threads"
         return {"rows": share, "key_tile": UNREAD, "stages": UNREAD, "threads": f"all of them copy; {resident}"}
-    return {
+    reasons = {
         "rows": _rows_reason(desc, schedule, target, launch.products[0].rows),
         "key_tile": _tile_reason(desc, schedule, target, registers),
         "stages": _stages_reason(desc, schedule, target, sizes, launch.shared),
         "threads": _threads_reason(schedule, target, launch.copiers) + f"; {resident}",
+        "specialized": "no warp group copies beside those that compute, which would take as many registers a thread",
     }
+    return {name: reasons[name] for name in schedule.to_json()}
 
 
 def _rows_reason(desc: KernelDesc, schedule: GpuSchedule, target: GpuTarget, rows: int) -> str:
@@ -259,6 +261,8 @@ def _stages_reason(desc: KernelDesc, schedule: GpuSchedule, target: GpuTarget, s
 
 def _threads_reason(schedule: GpuSchedule, target: GpuTarget, copiers: int) -> str:
     warps = schedule.threads // target.warp
+    if schedule.specialized == 0:
+        return f"{warps} warps compute, and one thread of them starts the copies ({target.copy})"
     if copiers:
         return f"{warps} warps compute, and {copiers} threads copy beside them ({target.copy})"
     return f"{warps} warps compute and copy ({target.copy})"

@@ -125,11 +125,16 @@ class SharedStudy:
                 f"or go on where it was begun"
             )
 
-    def restore(self, records: Sequence[Record], cost: Callable[[Record], float | None]) -> None:
+    def restore(
+        self,
+        records: Sequence[Record],
+        cost: Callable[[Record], float | None],
+        values: Mapping[int, Mapping[str, int]],
+    ) -> None:
         """Give the study what it lacks of the `records` of its log, by their numbers: its storage was another, or lost.
 
-        `cost` is what each is told. Raises `TuningError` if a record has the number of another trial of the study, or
-        a schedule that is not of the axes.
+        `cost` is what each is told, `values` those of the axes by its number. Raises `TuningError` if a record has the
+        number of another trial of the study, or a schedule that is not of the axes.
         """
         begin = time.monotonic()
         lacks = self._lacks(records)
@@ -137,7 +142,7 @@ class SharedStudy:
             if self.first_to("trials of the log"):
                 by_number = {r.number: r for r in records}
                 for number in range(self._count(), max(by_number) + 1):
-                    self._study.add_trial(self._trial_of(by_number.get(number), cost))
+                    self._study.add_trial(self._trial_of(by_number.get(number), cost, values.get(number, {})))
                 self.done_with()
             elif time.monotonic() - begin > _RESTORE_SECONDS:
                 raise TuningError(
@@ -164,7 +169,9 @@ class SharedStudy:
         """Return how many trials there are, those given up among them."""
         return len(self._study.get_trials(deepcopy=False))
 
-    def _trial_of(self, record: Record | None, cost: Callable[[Record], float | None]) -> FrozenTrial:
+    def _trial_of(
+        self, record: Record | None, cost: Callable[[Record], float | None], values: Mapping[str, int]
+    ) -> FrozenTrial:
         """Return the finished trial that a record was made of; without one, a trial that was given up."""
         create = optuna.trial.create_trial
         if record is None:
@@ -174,7 +181,7 @@ class SharedStudy:
             return create(
                 state=TrialState.PRUNED if value is None else TrialState.COMPLETE,
                 value=value,
-                params=dict(record.schedule),
+                params=dict(values),
                 distributions={name: CategoricalDistribution(allowed) for name, allowed in self.axes.items()},
                 user_attrs={
                     CLAIM: self.owner,

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from nsa_codegen.desc import KernelDesc
 from nsa_codegen.errors import ScheduleError
 from nsa_codegen.index_sets import RangeSet, causal, complete, everything, first, window
-from nsa_codegen.needed import needed_descs
+from nsa_codegen.needed import backward_descs, needed_descs
 from nsa_codegen.occupancy import max_registers
 from nsa_codegen.ops import OPS, Sizes
 from nsa_codegen.schedule import CpuSchedule, GpuSchedule, Schedule, ScheduleSpace
@@ -120,6 +120,29 @@ def test_occupancy_that_shared_memory_limits_shows_in_the_bound() -> None:
     assert "shared memory" in predict(wide, tight, target, LONG).bound
     assert predict(wide, tight, target, LONG).facts["blocks_per_processor"] == 1
     assert predict(wide, loose, target, LONG).facts["blocks_per_processor"] > 1
+
+
+def test_a_warp_group_that_only_copies_takes_places_of_those_that_compute() -> None:
+    """Its threads have as many registers as others, so that more thread blocks fit without it."""
+    desc = replace(WINDOW, dims=(("dk", 128), ("dv", 128), ("group", 16)))
+    for name in ("sm_90a", "sm_100a"):
+        target = GPU_TARGETS[name]
+        apart = GpuSchedule(rows=64, key_tile=32, stages=2, threads=128)
+        joint = replace(apart, specialized=0)
+        found = [predict(desc, s, target, LONG) for s in (apart, joint)]
+        assert found[1].facts["blocks_per_processor"] > found[0].facts["blocks_per_processor"]
+        assert found[1].seconds < found[0].seconds
+        assert found[1].parts["instructions"] == found[0].parts["instructions"]  # one thread starts a tile's copy
+
+
+def test_weights_that_warps_keep_pass_through_no_shared_memory() -> None:
+    keys = next(d for d in backward_descs(WINDOW, "cuda") if d.word("part") == "keys")
+    schedule, narrow = (GpuSchedule(rows=r, key_tile=64, stages=2, threads=2 * r) for r in (64, 32))
+    of = {s.rows: launches(keys, s, GPU_TARGETS["sm_90a"], LONG)[0] for s in (schedule, narrow)}
+    assert of[64].staged == 0 and of[32].staged > 0
+    assert [p.stored for p in of[64].products] == [True, True, False, False]
+    assert all(p.stored for p in of[32].products)
+    assert launches(keys, schedule, GPU_TARGETS["sm_80"], LONG)[0].staged > 0
 
 
 def test_a_target_with_wgmma_prefers_tiles_of_64_rows() -> None:

@@ -62,7 +62,9 @@ def test_a_generic_schedule_shows_the_chain_that_led_to_it(tmp_path: Path, monke
     (item,) = found.values()
     assert item["source"].startswith("fallback.toml mma.gather_attention_fwd choice") and item["record"] is None
     assert item["tried"][0] == "gather_attention_fwd/sm_86.json: no tuned rows"
-    assert "64 queries of a tile are more than the 32 bits that say who lists a block" in item["tried"][1]
+    reasons = "\n".join(item["tried"][1:])
+    assert "specialized = 0 is for loops with tensor copies (TMA), which this kernel has not on sm_86" in reasons
+    assert "64 queries of a tile are more than the 32 bits that say who lists a block" in reasons
     assert item["tried"][-1].endswith("legal") and "never tuned" in item["note"]
     assert item["predicted"]["seconds"] > 0 and item["bound"] and item["parts"]["compute"] > 0
 
@@ -97,9 +99,11 @@ def test_refused_choices_of_the_generic_list_say_why() -> None:
     number = int(found.source.rsplit(" ", 1)[1])
     assert number > 0 and len(found.tried) == 2 + number
     assert all(f"choice {i}: " in found.tried[1 + i] for i in range(number))
-    assert "accumulators and scores; beyond 120 sm_80 spills" in found.tried[1]
-    assert "4 warps need 64 rows, 16 each; rows = 32" in found.tried[2]
-    assert "2 thread blocks take 206848 bytes; a multiprocessor of sm_80 has 167936" in found.tried[5]
+    reasons = "\n".join(found.tried)
+    assert "specialized = 0 is for loops with tensor copies (TMA)" in reasons
+    assert "accumulators and scores; beyond 120 sm_80 spills" in reasons
+    assert "4 warps need 64 rows, 16 each; rows = 32" in reasons
+    assert "2 thread blocks take 206848 bytes; a multiprocessor of sm_80 has 167936" in reasons
 
 
 def test_a_tuned_row_is_named_with_its_record_and_what_its_machine_means_here(tuned: Path) -> None:
@@ -139,7 +143,10 @@ def test_the_reasons_are_the_hardwares() -> None:
     found = explain(WINDOW, GpuSchedule(rows=64, key_tile=64, stages=2, threads=128), H100, LONG).reasons
     assert "wgmma takes 64 rows a warp group" in found["rows"] and "4 queries of 16 heads" in found["rows"]
     assert "of the 232448 bytes of shared memory" in found["stages"] and "one more takes 147456" in found["stages"]
-    assert "128 threads copy beside them (tma)" in found["threads"]
+    assert "128 threads copy beside them (tma)" in found["threads"] and "specialized" not in found
+    joint = explain(WINDOW, GpuSchedule(specialized=0), H100, LONG).reasons
+    assert "4 warps compute, and one thread of them starts the copies (tma)" in joint["threads"]
+    assert "as many registers a thread" in joint["specialized"]
     less = explain(WINDOW, GpuSchedule(rows=32, key_tile=64, stages=2, threads=64), H100, LONG).reasons
     assert "less than the 64 rows of a warp group, so mma is used, at 63 %" in less["rows"]
     mma = explain(WINDOW, GpuSchedule(rows=64, key_tile=32, stages=2, threads=128), A100, LONG).reasons
@@ -152,9 +159,9 @@ def test_a_difference_names_fields_and_facts() -> None:
     assert hardware["matrix instruction"][0].startswith("wgmma") and hardware["matrix instruction"][1].startswith("mma")
     assert hardware["copy engine"][1].startswith("cp.async") and "shared memory of a block" in hardware
     assert "registers of a multiprocessor" not in hardware  # the same on both
-    one, two = (explain(WINDOW, select(WINDOW, t).schedule, t, LONG) for t in (H100, A100))
+    one, two = (explain(WINDOW, GpuSchedule(key_tile=k), t, LONG) for k, t in ((64, H100), (32, A100)))
     found = schedule_differences(two, one, LONG)
-    assert found.keys() == {n for n, v in two.schedule.to_json().items() if v != one.schedule.to_json()[n]}
+    assert found.keys() == {n for n, v in two.schedule.values().items() if v != one.schedule.values()[n]}
     assert "64 would be predicted" in found["key_tile"] and "slower on sm_80" in found["key_tile"]
     wide = explain(WINDOW, GpuSchedule(rows=64, key_tile=128, stages=2, threads=128), H100, LONG)
     refused = schedule_differences(two, wide, LONG)["key_tile"]

@@ -36,7 +36,7 @@ def test_schedules_differ_where_the_hardware_does_and_every_field_has_a_fact(fir
         pairs = [(ours.schedule, one, theirs.schedule, other), (theirs.schedule, other, ours.schedule, one)]
         for schedule, target, there, elsewhere in pairs if ours.schedule != theirs.schedule else ():
             found = differences(problem.desc, problem.sizes, schedule, target, there, elsewhere)
-            fields, values = schedule.to_json(), there.to_json()
+            fields, values = schedule.values(), there.values()
             assert found.keys() == {name for name in fields if fields[name] != values[name]}
             for name, reason in found.items():
                 assert any(fact in reason for fact in facts), f"{problem.desc} {name}: {reason}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from nsa_codegen.desc import KernelDesc
 from nsa_codegen.errors import ScheduleError
 from nsa_codegen.index_sets import window
+from nsa_codegen.manifest import RequestKey
+from nsa_codegen.needed import backward_descs
 from nsa_codegen.requests import needed_requests
 from nsa_codegen.schedule import CpuSchedule, GpuSchedule, ScheduleSpace, narrowed
 from nsa_codegen.selection import schedules_folder, select
@@ -19,6 +22,7 @@ from nsa_codegen.target import CPU_TARGETS, GPU_TARGETS, TARGETS, Target
 
 V4, V3, GENERIC = (TARGETS[name] for name in ("x86_64_v4", "x86_64_v3", "generic"))
 DESC = KernelDesc.of("stream_attention", "float32", group=4, dk=64, dv=64)
+DESC16 = KernelDesc.of("stream_attention", "bfloat16", visible=window(64), group=4, dk=64, dv=64)
 FALLBACK = """
 [chain]
 x86_64_v4 = "x86_64_v3"
@@ -55,6 +59,42 @@ def test_without_rows_the_first_legal_generic_schedule_serves(folder: Path) -> N
     found = select(DESC, V3, folder=folder)  # sixteen registers do not hold the first one's tile
     assert found.schedule == CpuSchedule(query_lanes=32, key_tile=16, register_rows=2, register_vectors=1)
     assert found.source == "fallback.toml generic.stream_attention_fwd choice 1"
+
+
+def test_only_tensor_copies_can_do_without_a_warp_group_of_their_own() -> None:
+    spec = NSASpec.paper()
+    for target in GPU_TARGETS.values():
+        for request in needed_requests(spec.program(), "bfloat16", target):
+            desc, joint = request.desc, GpuSchedule(rows=64, key_tile=16, stages=1, threads=128, specialized=0)
+            reason = ScheduleSpace.check(joint, desc, target)
+            copies = target.copy == "tma" and ("part", "keys") not in desc.dims and desc.op != "combine"
+            assert (reason is None) == copies, (target.name, str(desc), reason)
+            assert copies or "specialized = 0 is for loops with tensor copies" in str(reason)
+            axes = ScheduleSpace.axes(desc, target, GpuSchedule())
+            assert axes["specialized"] == ((0, 1) if copies else (1,))
+    assert "must be 0 or 1" in str(ScheduleSpace.check(GpuSchedule(specialized=2), DESC16, GPU_TARGETS["sm_90a"]))
+
+
+def test_warps_that_share_a_product_have_equal_parts_of_it() -> None:
+    attention = replace(DESC16, dims=(("dk", 96), ("dv", 48), ("group", 4)))
+    keys = next(d for d in backward_descs(attention, "cuda") if d.word("part") == "keys")
+
+    def reason(rows: int, threads: int) -> str | None:
+        schedule = GpuSchedule(rows=rows, key_tile=32, threads=threads)
+        return ScheduleSpace.check(schedule, keys, GPU_TARGETS["sm_80"])
+
+    assert reason(16, 128) == "4 warps can't share 16x48 evenly in pieces of 16x8"
+    assert reason(16, 64) is None and reason(32, 128) is None
+
+
+def test_plain_data_names_specialized_only_where_it_is_0() -> None:
+    usual, joint = GpuSchedule(rows=32), GpuSchedule(rows=32, specialized=0)
+    assert usual.to_json() == {"rows": 32, "key_tile": 64, "stages": 2, "threads": 128}
+    assert joint.to_json() == {**usual.to_json(), "specialized": 0} and joint.values() == joint.to_json()
+    assert all(GpuSchedule.parse(s.to_json()) == s for s in (usual, joint))
+    assert str(joint) == f"{usual} specialized=0"
+    keys = [RequestKey.of(DESC16, s, GPU_TARGETS["sm_90a"]) for s in (usual, joint)]
+    assert keys[0].pass_options == "{}" and "disable_warp_specialized" in keys[1].pass_options
 
 
 def test_a_choice_may_ask_for_room_for_several_thread_blocks(folder: Path) -> None:

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 
 from nsa_codegen.index_sets import Bound, Range, RangeSet, causal, complete, everything, first, window
 from nsa_codegen.ops.gather_attention import inverse_lists, list_pieces
-from nsa_codegen.splits import LEAST_QUERIES, LEAST_ROWS, MOST_SPLITS, is_split, most_pieces, piece_of, splits_of
+from nsa_codegen.splits import (
+    LEAST_QUERIES,
+    LEAST_ROWS,
+    MOST_SPLITS,
+    holds_weights,
+    is_split,
+    most_pieces,
+    piece_of,
+    splits_of,
+)
+from nsa_codegen.target import GPU_TARGETS
 
 HALF_BACK = RangeSet(ranges=(Range(lo=Bound(divisor=2), hi=Bound(offset=1, divisor=1)),))
 STRIDED_WINDOW = RangeSet(ranges=(Range(lo=Bound(offset=-20, divisor=4), hi=Bound(offset=-3, divisor=4)),))
@@ -35,6 +45,13 @@ def test_a_long_sequence_has_all_splits_of_its_compressed_tokens() -> None:
     assert splits_of(tokens=65536, keys=4095, group=16) == MOST_SPLITS
     assert splits_of(tokens=4096, keys=255, group=1) == MOST_SPLITS
     assert splits_of(tokens=65536, keys=65536, group=1) == 1
+
+
+def test_warps_keep_weights_where_each_warp_group_has_its_64_rows() -> None:
+    hopper = GPU_TARGETS["sm_90a"]
+    kept = {(r, t): holds_weights(rows=r, threads=t, target=hopper) for r in (16, 64, 128) for t in (64, 128, 256)}
+    assert [tile for tile, held in kept.items() if held] == [(64, 128), (128, 128), (128, 256)]
+    assert not any(holds_weights(rows=64, threads=128, target=t) for t in GPU_TARGETS.values() if t.matrix != "wgmma")
 
 
 @settings(deadline=None)

@@ -10,6 +10,8 @@ import tilelang.language as T
 
 from ...desc import KernelDesc
 from ...index_sets import Bound, RangeSet
+from ...splits import holds_weights
+from ...target import GpuTarget
 from ...tiling import BlockTile, RowTile
 
 LOG2_E = 1.4426950408889634
@@ -218,16 +220,25 @@ DELTA_THREADS = 128
 
 
 def row_deltas(depth: int) -> Any:
-    """Return the macro that sets `delta` [batch, tokens, heads] to dout . out - dlse, for one run of rows."""
+    """Return the macro that sets `delta` [batch, tokens, heads] to dout . out - dlse, for one run of rows.
+
+    A row is reduced over a power of two of columns, for which alone TileLang finds a layout.
+    """
+    columns = 1 << (depth - 1).bit_length()
+
+    def in_row(c: Any, value: Any) -> Any:
+        return value if columns == depth else T.if_then_else(c < depth, value, 0.0)
 
     @T.macro
     def set_deltas(out, dout, dlse, delta, first, b, tokens, heads):
-        products = T.alloc_fragment((DELTA_ROWS, depth), "float32")
+        products = T.alloc_fragment((DELTA_ROWS, columns), "float32")
         sums = T.alloc_fragment((DELTA_ROWS,), "float32")
-        for i, c in T.Parallel(DELTA_ROWS, depth):
+        for i, c in T.Parallel(DELTA_ROWS, columns):
             row = T.min(first + i, tokens * heads - 1)
-            products[i, c] = T.cast(dout[b, T.truncdiv(row, heads), T.truncmod(row, heads), c], "float32") * T.cast(
-                out[b, T.truncdiv(row, heads), T.truncmod(row, heads), c], "float32"
+            products[i, c] = in_row(
+                c,
+                T.cast(dout[b, T.truncdiv(row, heads), T.truncmod(row, heads), c], "float32")
+                * T.cast(out[b, T.truncdiv(row, heads), T.truncmod(row, heads), c], "float32"),
             )
         T.reduce_sum(products, sums, dim=1)
         for i in T.Parallel(DELTA_ROWS):
@@ -260,6 +271,13 @@ def add_parts(depth: int) -> Any:
                 grad[b, j0 + i, h, c] = sums[i, c]
 
     return add
+
+
+def weights_place(rows: int, threads: int, target: GpuTarget) -> tuple[Any, Any]:
+    """Return how warps share a tile of keys past which queries go, and what allocates the weights between products."""
+    if holds_weights(rows=rows, threads=threads, target=target):
+        return T.GemmWarpPolicy.FullRow, T.alloc_fragment
+    return T.GemmWarpPolicy.Square, T.alloc_shared
 
 
 def log2_lse(rows: int) -> Any:

@@ -29,12 +29,15 @@ from .common import (
     row_head,
     row_query,
     store_rows,
+    weights_place,
 )
 
 
 def get_gather_attention_bwd_kernel(desc: KernelDesc, schedule: GpuSchedule, target: GpuTarget) -> Any:
     """Return the kernel of `desc`'s part: `queries` gives dq and delta, `keys` gives dk and dv."""
-    return {"queries": queries_kernel, "keys": keys_kernel}[desc.word("part")](desc, schedule)
+    if desc.word("part") == "queries":
+        return queries_kernel(desc, schedule)
+    return keys_kernel(desc, schedule, target)
 
 
 def queries_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
@@ -42,7 +45,7 @@ def queries_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
     dtype, group, dk, dv = desc.dtype, desc.size("group"), desc.size("dk"), desc.size("dv")
     block, rows = desc.size("block"), schedule.rows
     tile = RowTile.of(group, rows)
-    blocks = BlockTile.of(block, desc.size("n"), tile.queries, schedule.key_tile)
+    blocks = BlockTile.of(desc, tile.queries, schedule.key_tile)
     width = blocks.rows
     batch, tokens, keys, kv_heads, tiles = (T.dynamic(n) for n in ("batch", "tokens", "keys", "kv_heads", "tiles"))
     seen = is_listed(desc, tile, blocks)
@@ -122,7 +125,7 @@ def queries_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
     return gather_attention_queries
 
 
-def keys_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
+def keys_kernel(desc: KernelDesc, schedule: GpuSchedule, target: GpuTarget) -> Any:
     """Return the kernel q, k, v, inverse index, lse, delta, dout -> dk, dv; its rows are the keys of one block.
 
     A block larger than the tile takes several thread blocks. `pieces` are a block, begin and end in `listing` each:
@@ -134,6 +137,7 @@ def keys_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
     rows = min(padded(block), schedule.rows)
     tiles, runs = ceil_div(block, rows), ceil_div(block, ADDED_ROWS)
     tile = RowTile.of(group, width)
+    policy, allocate = weights_place(rows, schedule.threads, target)
     batch, tokens, keys, kv_heads = (T.dynamic(n) for n in ("batch", "tokens", "keys", "kv_heads"))
     blocks, entries, every, slots = (T.dynamic(n) for n in ("blocks", "entries", "every", "slots"))
 
@@ -198,7 +202,7 @@ def keys_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
             position = T.alloc_shared((width,), "int32")
             s = T.alloc_fragment((rows, width), "float32")
             ds = T.alloc_fragment((rows, width), "float32")
-            weights = T.alloc_shared((rows, width), dtype)
+            weights = allocate((rows, width), dtype)
             sum_k = T.alloc_fragment((rows, dk), "float32")
             sum_v = T.alloc_fragment((rows, dv), "float32")
             j0, begin, past, count = (T.alloc_var("int32") for _ in range(4))
@@ -226,9 +230,9 @@ def keys_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
                         -1,
                     )
                 T.clear(s)
-                T.gemm(k_tile, q_tile, s, transpose_B=True, policy=T.GemmWarpPolicy.Square)
+                T.gemm(k_tile, q_tile, s, transpose_B=True, policy=policy)
                 T.clear(ds)
-                T.gemm(v_tile, dout_tile, ds, transpose_B=True, policy=T.GemmWarpPolicy.Square)
+                T.gemm(v_tile, dout_tile, ds, transpose_B=True, policy=policy)
                 for j, i in T.Parallel(rows, width):
                     s[j, i] = T.if_then_else(
                         T.And(position[i] >= (j0 + j if causal else 0), j0 + j < keys),
@@ -236,11 +240,11 @@ def keys_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
                         0.0,
                     )
                 T.copy(s, weights)
-                T.gemm(weights, dout_tile, sum_v, policy=T.GemmWarpPolicy.Square)
+                T.gemm(weights, dout_tile, sum_v, policy=policy)
                 for j, i in T.Parallel(rows, width):
                     ds[j, i] = s[j, i] * (ds[j, i] - rest[i])
                 T.copy(ds, weights)
-                T.gemm(weights, q_tile, sum_k, policy=T.GemmWarpPolicy.Square)
+                T.gemm(weights, q_tile, sum_k, policy=policy)
             for j, c in T.Parallel(rows, dk):
                 sum_k[j, c] = sum_k[j, c] * scale
             store_sums(dk)(sum_k, grad_k, parts_k, piece, inner, j0, slots, keys, h, b)

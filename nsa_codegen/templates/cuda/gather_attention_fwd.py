@@ -31,7 +31,7 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: GpuSchedule, tar
     dtype, group, dk, dv = desc.dtype, desc.size("group"), desc.size("dk"), desc.size("dv")
     block, rows = desc.size("block"), schedule.rows
     tile = RowTile.of(group, rows)
-    blocks = BlockTile.of(block, desc.size("n"), tile.queries, schedule.key_tile)
+    blocks = BlockTile.of(desc, tile.queries, schedule.key_tile)
     width = blocks.rows
     batch, tokens, keys, kv_heads, tiles = (T.dynamic(n) for n in ("batch", "tokens", "keys", "kv_heads", "tiles"))
     softmax = softmax_step(rows, width, dv)

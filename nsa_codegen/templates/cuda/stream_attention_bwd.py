@@ -32,12 +32,15 @@ from .common import (
     sees_in_step,
     set_bounds,
     store_rows,
+    weights_place,
 )
 
 
 def get_stream_attention_bwd_kernel(desc: KernelDesc, schedule: GpuSchedule, target: GpuTarget) -> Any:
     """Return the kernel of `desc`'s part: `queries` gives dq and delta, `keys` gives dk and dv."""
-    return {"queries": queries_kernel, "keys": keys_kernel}[desc.word("part")](desc, schedule)
+    if desc.word("part") == "queries":
+        return queries_kernel(desc, schedule)
+    return keys_kernel(desc, schedule, target)
 
 
 def queries_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
@@ -117,7 +120,7 @@ def queries_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
     return stream_attention_queries
 
 
-def keys_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
+def keys_kernel(desc: KernelDesc, schedule: GpuSchedule, target: GpuTarget) -> Any:
     """Return the kernel q, k, v, lse, delta, dout -> dk, dv; its rows are keys, and (query, head) rows pass by.
 
     Where many queries see a key, some thread blocks share them and leave `parts_k` and `parts_v`, which are added up.
@@ -125,6 +128,7 @@ def keys_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
     dtype, group, dk, dv = desc.dtype, desc.size("group"), desc.size("dk"), desc.size("dv")
     visible, rows, width = desc.streamed, schedule.rows, schedule.key_tile
     tile = RowTile.of(group, width)
+    policy, allocate = weights_place(rows, schedule.threads, target)
     batch, tokens, keys, kv_heads, splits = (T.dynamic(n) for n in ("batch", "tokens", "keys", "kv_heads", "splits"))
 
     @T.macro
@@ -138,7 +142,7 @@ def keys_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
         rest = T.alloc_shared((width,), "float32")
         s = T.alloc_fragment((rows, width), "float32")
         ds = T.alloc_fragment((rows, width), "float32")
-        weights = T.alloc_shared((rows, width), dtype)
+        weights = allocate((rows, width), dtype)
         begin, end, done, count = (T.alloc_var("int32") for _ in range(4))
         begin = first_query(visible, j0, tokens, q_start)
         end = past_query(visible, j0, T.min(j0 + rows, keys), tokens, q_start)
@@ -157,9 +161,9 @@ def keys_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
             load_row_values(tile, group)(lse, logs, b, h, t0, chunk, tokens)
             load_row_values(tile, group)(delta, rest, b, h, t0, chunk, tokens)
             T.clear(s)
-            T.gemm(k_tile, q_tile, s, transpose_B=True, policy=T.GemmWarpPolicy.Square)
+            T.gemm(k_tile, q_tile, s, transpose_B=True, policy=policy)
             T.clear(ds)
-            T.gemm(v_tile, dout_tile, ds, transpose_B=True, policy=T.GemmWarpPolicy.Square)
+            T.gemm(v_tile, dout_tile, ds, transpose_B=True, policy=policy)
             for j, i in T.Parallel(rows, width):
                 t = t0 + row_query(tile, i)
                 s[j, i] = T.if_then_else(
@@ -171,11 +175,11 @@ def keys_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
                     0.0,
                 )
             T.copy(s, weights)
-            T.gemm(weights, dout_tile, sum_v, policy=T.GemmWarpPolicy.Square)
+            T.gemm(weights, dout_tile, sum_v, policy=policy)
             for j, i in T.Parallel(rows, width):
                 ds[j, i] = s[j, i] * (ds[j, i] - rest[i])
             T.copy(ds, weights)
-            T.gemm(weights, q_tile, sum_k, policy=T.GemmWarpPolicy.Square)
+            T.gemm(weights, q_tile, sum_k, policy=policy)
         for j, c in T.Parallel(rows, dk):
             sum_k[j, c] = sum_k[j, c] * scale
 
