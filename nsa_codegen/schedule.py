@@ -242,8 +242,8 @@ def _check_gpu(schedule: GpuSchedule, desc: KernelDesc, target: GpuTarget) -> st
         return f"threads = {schedule.threads} is not a multiple of the {target.warp} threads of a warp of {target.name}"
     if schedule.rows % MATRIX_ROWS or schedule.key_tile % MATRIX_ROWS:
         return f"rows and key_tile must be multiples of the {MATRIX_ROWS} rows of a matrix instruction"
-    if desc.dtype == "float32":
-        return "float32 has no GPU kernels; float16 and bfloat16 have"
+    if (lacking := target.lacks_kernels(desc.dtype)) is not None:
+        return lacking
     if schedule.specialized not in (0, 1):
         return f"specialized = {schedule.specialized} must be 0 or 1"
     if schedule.specialized == 0 and not has_tensor_copies(desc, target):

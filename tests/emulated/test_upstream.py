@@ -270,6 +270,69 @@ def test_an_else_of_stores_with_a_conversion_is_lost(cache, arch):
     assert not torch.equal(narrow[:2], torch.full_like(narrow[:2], -1.0))
 
 
+def row_sums(columns):
+    """sums of rows of products, in a tile of so many columns."""
+    size = T.dynamic("size")
+
+    @T.prim_func
+    def sums(x: T.Tensor((size, columns), "float16"), y: T.Tensor((size,), "float32")):
+        with T.Kernel(T.ceildiv(size, 32), threads=128) as b:
+            products = T.alloc_fragment((32, columns), "float32")
+            found = T.alloc_fragment((32,), "float32")
+            for i, c in T.Parallel(32, columns):
+                row = T.min(b * 32 + i, size - 1)
+                products[i, c] = T.cast(x[row, c], "float32") * T.cast(x[row, c], "float32")
+            T.reduce_sum(products, found, dim=1)
+            for i in T.Parallel(32):
+                if b * 32 + i < size:
+                    y[b * 32 + i] = found[i]
+
+    return sums
+
+
+@pytest.mark.parametrize("columns, lowers", [(48, False), (64, True), (96, False), (192, False)])
+def test_rows_are_summed_over_a_power_of_two_of_columns_only(columns, lowers):
+    if lowers:
+        lower(row_sums(columns), "sm_80")
+        return
+    with pytest.raises(Exception, match="no available layout found"):
+        lower(row_sums(columns), "sm_80")
+
+
+def filled_by_parts(columns):
+    """o = q k^T, where half of the tile of k comes from either end of `k`."""
+    size = T.dynamic("size")
+
+    @T.prim_func
+    def products(
+        q: T.Tensor((TILE, columns), "float16"),
+        k: T.Tensor((size, columns), "float16"),
+        o: T.Tensor((TILE, 32), "float32"),
+    ):
+        with T.Kernel(1, threads=128) as _:
+            qs = T.alloc_shared((TILE, columns), "float16")
+            ks = T.alloc_shared((32, columns), "float16")
+            s = T.alloc_fragment((TILE, 32), "float32")
+            T.copy(q, qs)
+            T.clear(s)
+            for kk in T.Pipelined(T.ceildiv(size, 32), num_stages=2):
+                T.copy(k[kk * 16 : kk * 16 + 16, :], ks[0:16, :])
+                T.copy(k[size - 16 - kk * 16 : size - kk * 16, :], ks[16:32, :])
+                T.gemm(qs, ks, s, transpose_B=True, policy=T.GemmWarpPolicy.FullRow)
+            T.copy(s, o)
+
+    return products
+
+
+@pytest.mark.parametrize("columns, lowers", [(48, False), (64, True), (128, False)])
+def test_a_wide_tile_is_not_filled_by_parts_with_tensor_copies(columns, lowers):
+    if lowers:
+        lower(filled_by_parts(columns), "sm_90a")
+        return
+    with pytest.raises(Exception, match="plain SMEM layout is not a bijection"):
+        lower(filled_by_parts(columns), "sm_90a")
+
+
 @pytest.mark.parametrize(("stride", "lowers"), [(16384, True), (32768, False), (65536, True), (98304, False)])
 def test_a_constant_stride_is_taken_for_a_number_of_lanes(stride, lowers):
     """CPU: all but one index of the address are constants; what is left of the stride in 16 bits is held for lanes."""
