@@ -8,7 +8,7 @@ from nsa_codegen.emitted import executable_of
 from nsa_codegen.executor import mutants
 from nsa_codegen.executor.launch import execute
 from nsa_codegen.ops import OPS, Sizes
-from nsa_codegen.selection import select
+from nsa_codegen.schedule import GpuSchedule
 from nsa_codegen.target import GPU_TARGETS
 
 DESC = next(c.desc for c in CASES if c.desc.op == "gather_attention" and c.desc.size("group") == 4)
@@ -16,11 +16,10 @@ SIZES = Sizes(batch=1, tokens=37, keys=400, kv_heads=1, q_start=363)  # several 
 ORDERS = (("forward", 0), ("random", 1), ("reverse", 0))
 
 
-@pytest.mark.parametrize("arch, most_redundant", [("sm_80", 10), ("sm_90a", 15)])
-def test_damage_to_gather_attention_is_noticed(cache, arch, most_redundant):
+@pytest.mark.parametrize("arch, key_tile, most_redundant", [("sm_80", 32, 10), ("sm_90a", 64, 15)])
+def test_damage_to_gather_attention_is_noticed(cache, arch, key_tile, most_redundant):
     """A mutant is redundant if nothing is found in any order, and the outputs are bit for bit the original's."""
-    target = GPU_TARGETS[arch]
-    schedule = select(DESC, target).schedule
+    target, schedule = GPU_TARGETS[arch], GpuSchedule(key_tile=key_tile)
     executable, facts = executable_of(DESC, schedule, target, cache)
     inputs = OPS[DESC.op].make_inputs(DESC, SIZES, torch.Generator().manual_seed(0))
     launch = OPS[DESC.op].prepare_gpu(DESC, schedule, **inputs)
