@@ -21,8 +21,8 @@ from .child import Outcome, Worker, call_all
 from .kernel_search import KernelSearch
 from .options import Found, Options, Report, Tools
 from .problems import Problem
-from .storage import open_shared, shown_url, without_passwords
-from .study import STORAGE_ERRORS, study_names
+from .storage import shown_url, without_passwords
+from .study import STORAGE_ERRORS, open_storage, study_names
 
 PREPARE_SECONDS = 900.0
 _WAIT_SECONDS = 0.5
@@ -34,7 +34,7 @@ class Tuner:
     def __init__(self, options: Options, *, tools: Tools | None = None, report: Report | None = None) -> None:
         self.options, self.tools = options, tools or Tools()
         self.report = report or (lambda found: None)
-        self.storage = open_shared(options.storage)
+        self.storage = open_storage(options.storage)
         environment = {"NSA_CODEGEN_HOME": str(options.scratch)}
         if options.target.kind == "cpu":
             environment["NSA_CODEGEN_TARGET"] = options.target.name
@@ -125,7 +125,7 @@ class Tuner:
 def require_new_run(options: Options) -> None:
     """Raise `TuningError` if the run has studies in its storage or logs already."""
     run, target = options.meta.run, options.target.name
-    names = [n for n in study_names(open_shared(options.storage)) if n.startswith(f"{run} {target} ")]
+    names = [n for n in study_names(open_storage(options.storage)) if n.startswith(f"{run} {target} ")]
     logs = sorted((options.logs / target).glob(f"*/{run}.jsonl"))
     if names or logs:
         where = f"its logs are {options.logs / target}/*/{run}.jsonl" if logs else f"in {shown_url(options.storage)}"

@@ -1,14 +1,8 @@
-"""The storage that tuners share, by its URL; whatever shows the URL to people or keeps it hides the password in it."""
+"""The URL of the storage that tuners share: whatever shows it to people or keeps it hides the password in it."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
-
-from ..errors import TuningError
-
-if TYPE_CHECKING:
-    from optuna.storages import BaseStorage
 
 HIDDEN = "***"
 _PASSWORD = re.compile(r"(?<=://)([^:/@\s]*):(\S*)@")  # to the last @, so that an unquoted one in it leaves nothing
@@ -18,16 +12,6 @@ _NAMED = re.compile(r"([?&](?:password|sslpassword)=)[^&\s]*", re.IGNORECASE)
 def shown_url(url: str) -> str:
     """Return the URL of a storage as it may be shown and kept: without passwords."""
     return _NAMED.sub(rf"\g<1>{HIDDEN}", _PASSWORD.sub(rf"\g<1>:{HIDDEN}@", url))
-
-
-def open_shared(url: str) -> BaseStorage:
-    """Return the storage that `url` names, as `study.open_storage` does; its `TuningError` shows no password."""
-    from .study import open_storage
-
-    try:
-        return open_storage(url)
-    except TuningError as error:
-        raise TuningError(without_passwords(str(error), url)) from None
 
 
 def without_passwords(text: str, url: str) -> str:

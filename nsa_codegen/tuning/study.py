@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingPackageError, TuningError
 from .records import Record
+from .storage import shown_url, without_passwords
 
 try:
     import optuna
@@ -62,13 +63,13 @@ class Claim:
 def open_storage(url: str) -> BaseStorage:
     """Return the storage that `url` names: `journal:///path`, or what SQLAlchemy takes, like `sqlite:///path`.
 
-    Folders of a file are made. Raises `TuningError` if it can't be opened.
+    Folders of a file are made. Raises `TuningError`, which shows no password, if it can't be opened.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if "://" not in url:
         raise TuningError(
-            f"tune.storage = {url!r} is no URL; give journal:///folder/file, sqlite:///folder/file.db or another that "
-            f"Optuna takes, like postgresql+psycopg://user@host/database"
+            f"tune.storage = {shown_url(url)!r} is no URL; give journal:///folder/file, sqlite:///folder/file.db or "
+            f"another that Optuna takes, like postgresql+psycopg://user@host/database"
         )
     try:
         if url.startswith((JOURNAL, SQLITE)):
@@ -79,10 +80,11 @@ def open_storage(url: str) -> BaseStorage:
         options = {"connect_args": {"timeout": _BUSY_SECONDS}} if url.startswith(SQLITE) else {}
         return _database(url, options)
     except _OPENING_FAILS as error:
+        said = without_passwords(f"{type(error).__name__}: {error}", url)
         raise TuningError(
-            f"tune.storage = {url!r} can't be opened ({type(error).__name__}: {error}); check the URL, that the "
-            f"database is there, and that its driver is installed (nsa_codegen[postgresql] for PostgreSQL)"
-        ) from error
+            f"tune.storage = {shown_url(url)!r} can't be opened ({said}); check the URL, that the database is there, "
+            f"and that its driver is installed (nsa_codegen[postgresql] for PostgreSQL)"
+        ) from None  # what the error says may show the password
 
 
 def study_names(storage: BaseStorage) -> tuple[str, ...]:

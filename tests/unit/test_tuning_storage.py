@@ -14,8 +14,8 @@ from nsa_codegen.errors import TuningError
 from nsa_codegen.target import CPU_TARGETS
 from nsa_codegen.tuning import search
 from nsa_codegen.tuning.search import Tuner, require_new_run
-from nsa_codegen.tuning.storage import open_shared, shown_url, without_passwords
-from nsa_codegen.tuning.study import STORAGE_ERRORS
+from nsa_codegen.tuning.storage import shown_url, without_passwords
+from nsa_codegen.tuning.study import STORAGE_ERRORS, open_storage
 
 URL = "nonsense://tuner:s3cr3t@db.example:5432/study"
 SHOWN = "nonsense://tuner:***@db.example:5432/study"
@@ -49,7 +49,7 @@ def test_errors_of_a_storage_show_no_password(tmp_path, monkeypatch):
         with pytest.raises(TuningError, match="can't be opened") as caught:
             failing()
         assert SHOWN in str(caught.value) and "s3cr3t" not in str(caught.value)
-    monkeypatch.setattr(search, "open_shared", lambda url: None)
+    monkeypatch.setattr(search, "open_storage", lambda url: None)
 
     def fail(self, problem):
         raise STORAGE_ERRORS[1](f"no answer from {URL}")
@@ -62,7 +62,7 @@ def test_errors_of_a_storage_show_no_password(tmp_path, monkeypatch):
 
 def test_a_run_that_exists_is_named_without_the_password(tmp_path, monkeypatch):
     options = fakes.options_in(tmp_path, storage=URL)
-    monkeypatch.setattr(search, "open_shared", lambda url: None)
+    monkeypatch.setattr(search, "open_storage", lambda url: None)
     monkeypatch.setattr(search, "study_names", lambda storage: (f"{options.meta.run} {options.target.name} x",))
     with pytest.raises(TuningError, match="exists already") as caught:
         require_new_run(options)
@@ -88,7 +88,7 @@ def test_runs_of_one_name_into_two_folders_of_logs_share_nothing(tmp_path, monke
     one, same, other = (options(Path(p)) for p in ("logs", tmp_path / "logs", "others"))
     assert one.storage == same.storage != other.storage and one.logs == same.logs == tmp_path / "logs"
     assert one.storage.startswith(f"journal:///{tmp_path / 'cache' / 'nsa_codegen' / 'tuning' / 'r-generic-'}")
-    optuna.create_study(storage=open_shared(one.storage), study_name="r generic combine")
+    optuna.create_study(storage=open_storage(one.storage), study_name="r generic combine")
     with pytest.raises(
         TuningError, match=r"the run 'r' exists already for generic \(in journal:///.*/r-generic-.*journal\)"
     ):
