@@ -139,7 +139,7 @@ def _explained_json(found: Explained) -> dict[str, Any]:
     return {
         "kernel": str(found.desc),
         "target": found.target.name,
-        "schedule": found.schedule.to_json(),
+        "schedule": found.schedule.values(),
         "reasons": dict(found.reasons),
         "predicted": found.prediction.to_json(),
         "bound": found.prediction.bound,

@@ -20,6 +20,7 @@ from ..schedule import (
     Schedule,
     ScheduleSpace,
     accumulators,
+    has_tensor_copies,
     most_accumulators,
     multiplies_pairs,
 )
@@ -208,15 +209,15 @@ def _gpu_reasons(desc: KernelDesc, schedule: GpuSchedule, target: GpuTarget, siz
     resident = f"{fits.blocks} thread block(s) a multiprocessor, by {' and '.join(fits.limited_by)}"
     if not launch.products:
         share = f"{schedule.rows} rows of a thread block, {launch.copied * launch.steps:.0f} bytes for its threads"
-        return {"rows": share, "key_tile": UNREAD, "stages": UNREAD, "threads": f"all of them copy; {resident}"}
-    reasons = {
+        unread = dict.fromkeys(schedule.values(), UNREAD)
+        return unread | {"rows": share, "threads": f"all of them copy; {resident}"}
+    return {
         "rows": _rows_reason(desc, schedule, target, launch.products[0].rows),
         "key_tile": _tile_reason(desc, schedule, target, registers),
         "stages": _stages_reason(desc, schedule, target, sizes, launch.shared),
         "threads": _threads_reason(schedule, target, launch.copiers) + f"; {resident}",
-        "specialized": "no warp group copies beside those that compute, which would take as many registers a thread",
+        "specialized": _specialized_reason(desc, schedule, target),
     }
-    return {name: reasons[name] for name in schedule.to_json()}
 
 
 def _rows_reason(desc: KernelDesc, schedule: GpuSchedule, target: GpuTarget, rows: int) -> str:
@@ -257,6 +258,14 @@ def _stages_reason(desc: KernelDesc, schedule: GpuSchedule, target: GpuTarget, s
         f"{flight}: {shared} of the {target.block_shared_bytes} bytes of shared memory that a block may have; "
         f"one more takes {most}, which {verdict}"
     )
+
+
+def _specialized_reason(desc: KernelDesc, schedule: GpuSchedule, target: GpuTarget) -> str:
+    if not has_tensor_copies(desc, target):
+        return f"{UNREAD}: this kernel has no tensor copies on {target.name}"
+    if schedule.specialized:
+        return "a warp group of its own starts the tensor copies, beside those that compute"
+    return "no warp group copies beside those that compute, which would take as many registers a thread"
 
 
 def _threads_reason(schedule: GpuSchedule, target: GpuTarget, copiers: int) -> str:

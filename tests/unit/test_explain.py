@@ -133,7 +133,7 @@ def test_every_kernel_of_the_presets_has_a_reason_for_every_value(name: str) -> 
     for preset in (NSASpec.seed(), NSASpec.paper()):
         for desc in needed_descs(preset.program(), "float32" if target.kind == "cpu" else "bfloat16", target=target):
             found = explain(desc, select(desc, target).schedule, target, LONG)
-            assert found.reasons.keys() == found.schedule.to_json().keys()
+            assert found.reasons.keys() == found.schedule.values().keys()
             assert all(found.reasons.values())
             if desc.op == "combine":
                 assert found.reasons["key_tile" if target.kind != "cpu" else "query_lanes"] == UNREAD
@@ -143,7 +143,8 @@ def test_the_reasons_are_the_hardwares() -> None:
     found = explain(WINDOW, GpuSchedule(rows=64, key_tile=64, stages=2, threads=128), H100, LONG).reasons
     assert "wgmma takes 64 rows a warp group" in found["rows"] and "4 queries of 16 heads" in found["rows"]
     assert "of the 232448 bytes of shared memory" in found["stages"] and "one more takes 147456" in found["stages"]
-    assert "128 threads copy beside them (tma)" in found["threads"] and "specialized" not in found
+    assert "128 threads copy beside them (tma)" in found["threads"]
+    assert found["specialized"].startswith("a warp group of its own")
     joint = explain(WINDOW, GpuSchedule(specialized=0), H100, LONG).reasons
     assert "4 warps compute, and one thread of them starts the copies (tma)" in joint["threads"]
     assert "as many registers a thread" in joint["specialized"]
@@ -190,6 +191,22 @@ def test_the_command_shows_a_difference_in_words() -> None:
         assert said in done.stdout, said
     wrong = CliRunner().invoke(app, ["explain", "stream_attention", "--target", "sm_90a", "--diff", "cpu"])
     assert wrong.exit_code == 1 and "two families" in wrong.stderr
+
+
+@pytest.mark.parametrize("op", ["stream_attention", "gather_attention", "select_blocks", "compress", "combine"])
+@pytest.mark.parametrize("pair", [("sm_90a", "sm_80"), ("sm_80", "sm_100a"), ("sm_120a", "sm_89"), ("sm_90a", "gfx942")])
+def test_targets_with_and_without_tensor_copies_are_compared_in_words(op: str, pair: tuple[str, str]) -> None:
+    target, other = pair
+    done = CliRunner().invoke(app, ["explain", op, "--target", target, "--preset", "paper", "--diff", other])
+    assert done.exit_code == 0, done.exception
+    for item in shown(op, "--target", target, "--preset", "paper", "--diff", other):
+        assert item["differences"].keys() == {
+            n for n, value in item["schedule"].items() if value != item["other"]["schedule"][n]
+        }
+        for one in (item, item["other"]):
+            without = one["target"] in ("sm_80", "sm_89", "gfx942")
+            if without and "stream_attention" in item["kernel"]:
+                assert "no tensor copies on" in one["reasons"]["specialized"]
 
 
 def test_buckets_tell_index_sets_apart_by_kind() -> None:
