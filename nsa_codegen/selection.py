@@ -20,7 +20,7 @@ from .schedule import Schedule, ScheduleSpace, multiplies_pairs, require_integer
 from .target import GpuTarget, Target
 
 FALLBACK = "fallback.toml"
-_ROW_FIELDS = {"bucket", "schedule", "record", "environment"}
+_ROW_FIELDS = {"bucket": dict, "schedule": dict, "record": str, "environment": dict}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +117,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not isinstance(rows, list):
         raise ScheduleError(f"{path} holds a {type(rows).__name__}; it must be a list of rows")
     for number, row in enumerate(rows):
-        if not isinstance(row, dict) or row.keys() != _ROW_FIELDS or not row["record"]:
+        if not isinstance(row, dict) or row.keys() != _ROW_FIELDS.keys() or not row["record"]:
             raise ScheduleError(f"{path} row {number} must have {sorted(_ROW_FIELDS)}, and a record that is not empty")
+        for name, kind in _ROW_FIELDS.items():
+            if not isinstance(row[name], kind):
+                raise ScheduleError(
+                    f"{path} row {number}: its {name} is {row[name]!r}; it must be a {kind.__name__}: "
+                    f"`nsa-codegen replay` writes rows of the logs again"
+                )
+        if any(isinstance(value, (dict, list)) for value in row["bucket"].values()):
+            raise ScheduleError(
+                f"{path} row {number}: its bucket is {row['bucket']!r}; every value must be a number or a word"
+            )
     return rows
 
 

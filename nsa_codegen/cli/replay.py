@@ -29,14 +29,16 @@ def replay(
 ) -> None:
     """Take the winners of all tuning logs, check them again, and write them as the rows of schedules/.
 
+    Rows whose logs are elsewhere, or were refused, stay as they are.
+
     The exit code is 1 if a line or a candidate was refused, and with --check if a row would change or lacks its record;
     all others are replayed all the same. A last line that is torn is a warning.
     """
     from ..errors import InputError
     from ..selection import schedules_folder
     from ..tuning.records import logs_folder
-    from ..tuning.replay import changes, verify_rows, write
     from ..tuning.replay import replay as replayed_from
+    from ..tuning.rows import changes, kept_rows, verify_rows, write
 
     logs, schedules = logs or logs_folder(), schedules or schedules_folder()
     if not logs.is_dir():
@@ -45,6 +47,7 @@ def replay(
         require_folder("replay.schedules", schedules)
     found = replayed_from(logs)
     difference = changes(found, schedules)
+    kept = sum(len(rows) for rows in kept_rows(found, schedules).values())
     wrong = verify_rows(schedules, logs) if check else []
     changed = [] if check else write(found, schedules)
     if as_json:
@@ -56,6 +59,7 @@ def replay(
                 "wrong": wrong,
                 "changed": changed,
                 "difference": difference,
+                "kept": kept,
             }
         )
     else:
@@ -66,6 +70,8 @@ def replay(
             sys.stdout.write(difference or "schedules/ is what the logs give\n")
         else:
             print("\n".join(f"wrote {name}" for name in changed) or "no row changed")
+        if kept:
+            print(f"{kept} rows whose logs are not here, or were refused, stay as they are")
     for warning in found.torn:
         print_warning(warning)
     for reason in (*found.refused, *wrong):

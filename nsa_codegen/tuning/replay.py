@@ -1,12 +1,11 @@
-"""Replay: the rows of `schedules/` made again from the logs of `tuning_logs/`, and each row held against its record.
+"""Replay: the rows of `schedules/` made again from the logs of `tuning_logs/`.
 
-Logs are the only source of rows: the same logs give the same bytes. What can't be read or is not legal is refused with
+Logs are the only source of rows: the same logs give the same rows. What can't be read or is not legal is refused with
 its reason, and nothing else is lost by it.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from ..desc import KernelDesc
-from ..errors import NSAError, ScheduleError, TuningLogError
-from ..selection import bucket_of, chain_of, facts_of, read_rows
+from ..errors import NSAError, TuningLogError
+from ..selection import bucket_of, chain_of, facts_of
 from ..target import TARGETS, Target
 from .records import Meta, Record, meta_path
-from .winners import Numbered, Verdict, illegal, verdict
+from .winners import Numbered, Verdict, verdict
 
+Row = Mapping[str, Any]  # of a file of `schedules/`: bucket, schedule, record, environment
 _KEPT = ("processor", "gpu", "driver", "cores", "compiler", "tilelang", "nvcc")
 STATIC = "static: compiled, not run"
 
@@ -28,8 +28,8 @@ STATIC = "static: compiled, not run"
 class ReadLog:
     """A log as replay reads it: by its lines, so that one that is refused costs no other.
 
-    `name` is the path below the folder of logs, `<arch>/<kind>/<run>.jsonl`; `torn` is the number of its last line if
-    that is no whole one, and else 0.
+    `name` is the path below the folder of logs, `<arch>/<kind>/<run>.jsonl`; `damaged` are the numbers of lines that
+    were refused, and `torn` is that of its last line if that is no whole one, and else 0.
     """
 
     name: str
@@ -37,6 +37,7 @@ class ReadLog:
     kind: str
     meta: Meta
     records: tuple[Numbered, ...]
+    damaged: tuple[int, ...] = ()
     torn: int = 0
 
 
@@ -48,20 +49,23 @@ class Decision:
     desc: KernelDesc
     log: str
     verdict: Verdict
-    row: Mapping[str, Any] | None
-    default: Mapping[str, Any] | None = None
+    row: Row | None
+    default: Row | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replayed:
-    """The files of `schedules/` by path below it, with their text; the decisions; what was refused, with reasons.
+    """The rows that logs give, by the path of their file below `schedules/`; the decisions; what was refused, and why.
 
-    `torn` says of which logs the last line was left out.
+    `logs` are the names of all logs that are there, and `unread` those that were refused, or `log#line` of refused
+    lines. `torn` says of which logs the last line was left out.
     """
 
-    files: Mapping[str, str]
+    rows: Mapping[str, tuple[Row, ...]]
     decisions: tuple[Decision, ...]
     refused: tuple[str, ...]
+    logs: frozenset[str] = frozenset()
+    unread: frozenset[str] = frozenset()
     torn: tuple[str, ...] = ()
 
 
@@ -74,9 +78,10 @@ def replay(logs: Path) -> Replayed:
     row only where the row of an architecture further along the chain would overrule it.
     """
     refused: list[str] = []
-    found = [log for path in sorted(logs.glob("*/*/*.jsonl")) if (log := read_lines(path, logs, refused)) is not None]
+    paths = sorted(logs.glob("*/*/*.jsonl"))
+    found = [log for path in paths if (log := read_lines(path, logs, refused)) is not None]
     decisions = [d for d in _decisions(found, refused) if d is not None]
-    rows: dict[str, dict[str, tuple[Decision, Mapping[str, Any]]]] = {}
+    rows: dict[str, dict[str, tuple[Decision, Row]]] = {}
     for decision in decisions:
         if decision.row is None:
             continue
@@ -91,14 +96,18 @@ def replay(logs: Path) -> Replayed:
         if kept is not None and any(row["bucket"].items() <= facts for row in along):
             held = rows.setdefault(f"{kind}/{decision.arch}.json", {})
             held.setdefault(json.dumps(kept["bucket"], sort_keys=True), (decision, kept))
-    files = {name: rows_text([row for _, (_, row) in sorted(held.items())]) for name, held in sorted(rows.items())}
+    names = frozenset(path.relative_to(logs).as_posix() for path in paths)
+    unread = names - {log.name for log in found} | {f"{log.name}#{line}" for log in found for line in log.damaged}
     torn = tuple(
         f"{log.name} line {log.torn}: torn, and left out: a tuner was stopped as it wrote it; go on with its run by "
         f"`nsa-codegen tune --resume`, or remove the line"
         for log in found
         if log.torn
     )
-    return Replayed(files=files, decisions=tuple(decisions), refused=tuple(refused), torn=torn)
+    return Replayed(
+        rows={name: tuple(row for _, (_, row) in sorted(held.items())) for name, held in sorted(rows.items())},
+        decisions=tuple(decisions), refused=tuple(refused), logs=names, unread=unread, torn=torn,
+    )  # fmt: skip
 
 
 def decided(desc: KernelDesc, arch: str, logs: Path) -> Decision | None:
@@ -124,7 +133,7 @@ def read_lines(path: Path, logs: Path, refused: list[str]) -> ReadLog | None:
     if meta.target != arch or arch not in TARGETS:
         refused.append(f"{name}: its meta is of the target {meta.target!r}, and its folder of {arch!r}; move it there")
         return None
-    records, torn = [], 0
+    records, damaged, torn = [], list[int](), 0
     lines = path.read_bytes().split(b"\n")
     for line, text in enumerate(lines, start=1):
         if line == len(lines) and (not text or not _is_json(text)):
@@ -136,64 +145,12 @@ def read_lines(path: Path, logs: Path, refused: list[str]) -> ReadLog | None:
                 raise TuningLogError(f"the record is of {record.desc.kind}, and the folder of {kind}")
         except TuningLogError as error:
             refused.append(f"{name} line {line}: {error}")
+            damaged.append(line)
             continue
         records.append(Numbered(line=line, record=record))
-    return ReadLog(name=name, arch=arch, kind=kind, meta=meta, records=tuple(records), torn=torn)
-
-
-def changes(replayed: Replayed, schedules: Path) -> str:
-    """Return the unified diff from the rows under `schedules` to the replayed ones; empty if they are the same."""
-    current = {p.relative_to(schedules).as_posix(): p.read_text() for p in sorted(schedules.glob("*/*.json"))}
-    parts: list[str] = []
-    for name in sorted({*current, *replayed.files}):
-        old, new = current.get(name, ""), replayed.files.get(name, "")
-        lines = (old.splitlines(keepends=True), new.splitlines(keepends=True))
-        parts += difflib.unified_diff(*lines, f"schedules/{name}", f"replayed/{name}")
-    return "".join(parts)
-
-
-def write(replayed: Replayed, schedules: Path) -> list[str]:
-    """Make the rows under `schedules` the replayed ones, and return the files that changed; each in one step."""
-    changed = []
-    for path in sorted(schedules.glob("*/*.json")):
-        name = path.relative_to(schedules).as_posix()
-        if name not in replayed.files:
-            path.unlink()
-            changed.append(name)
-    for name, text in replayed.files.items():
-        path = schedules / name
-        if path.exists() and path.read_text() == text:
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.new")
-        temporary.write_text(text)
-        temporary.replace(path)
-        changed.append(name)
-    return changed
-
-
-def verify_rows(schedules: Path, logs: Path) -> list[str]:
-    """Return what is wrong with the rows under `schedules`, held against the logs: one line each, empty if nothing is.
-
-    A row needs a record that is there and intact, of its architecture and kernel, with its schedule, status ok, whose
-    desc its bucket fits; and a schedule that is still legal for that desc.
-    """
-    wrong: list[str] = []
-    for path in sorted(schedules.glob("*/*.json")):
-        kind, arch = path.parent.name, path.stem
-        try:
-            rows = read_rows(path)
-        except ScheduleError as error:
-            wrong.append(str(error))
-            continue
-        for number, row in enumerate(rows):
-            wrong += [f"{kind}/{path.name} row {number}: {said}" for said in _row_problems(row, kind, arch, logs)]
-    return wrong
-
-
-def rows_text(rows: list[Mapping[str, Any]]) -> str:
-    """Return the rows as they stand in a file: JSON with one field a line, names in order."""
-    return json.dumps(rows, indent=1, sort_keys=True) + "\n"
+    return ReadLog(
+        name=name, arch=arch, kind=kind, meta=meta, records=tuple(records), damaged=tuple(damaged), torn=torn
+    )
 
 
 def _decisions(found: list[ReadLog], refused: list[str]) -> Iterator[Decision | None]:
@@ -231,7 +188,7 @@ def _decision(arch: str, log: ReadLog, records: list[Numbered], refused: list[st
     return Decision(arch=arch, desc=desc, log=log.name, verdict=found, row=row, default=default)
 
 
-def _row(desc: KernelDesc, target: Target, log: ReadLog, numbered: Numbered | None) -> Mapping[str, Any] | None:
+def _row(desc: KernelDesc, target: Target, log: ReadLog, numbered: Numbered | None) -> Row | None:
     if numbered is None:
         return None
     return {
@@ -260,35 +217,6 @@ def _precedes(one: Decision, other: Decision) -> bool:
     """Return whether of two descs that share a bucket the first keeps it: what was measured, then the greater gain."""
     ranks = [(d.row is not None and d.row["environment"]["judge"] != STATIC, d.verdict.gain) for d in (one, other)]
     return ranks[0] > ranks[1]
-
-
-def _row_problems(row: Mapping[str, Any], kind: str, arch: str, logs: Path) -> Iterator[str]:
-    name, _, line = str(row["record"]).rpartition("#")
-    if not name.startswith(f"{arch}/{kind}/") or not line.isdigit():
-        yield f"its record is {row['record']!r}; it must be '{arch}/{kind}/<run>.jsonl#<line>'"
-        return
-    path, said = logs / name, list[str]()
-    if not path.exists():
-        yield f"its record {row['record']} is in no log: {path} is missing; replay the logs"
-        return
-    log = read_lines(path, logs, said)
-    numbered = None if log is None else next((n for n in log.records if n.line == int(line)), None)
-    if numbered is None:
-        yield f"its record {row['record']} is not there or not intact{': ' + said[0] if said else ''}"
-        return
-    yield from _differences(row, numbered.record, TARGETS[arch])
-
-
-def _differences(row: Mapping[str, Any], record: Record, target: Target) -> Iterator[str]:
-    if dict(record.schedule) != row["schedule"]:
-        yield f"its schedule is {row['schedule']}, and its record's {dict(record.schedule)}; replay the logs"
-    if record.status != "ok":
-        yield f"its record's status is {record.status!r}: {record.reason}"
-    if not row["bucket"].items() <= facts_of(record.desc).items():
-        yield f"its bucket {row['bucket']} does not fit its record's {record.desc}"
-    reason = illegal(row["schedule"], record.desc, target)
-    if reason is not None:
-        yield f"its schedule is not legal for {record.desc}: {reason}"
 
 
 def _json(text: bytes) -> Any:

@@ -25,7 +25,8 @@ from nsa_codegen.spec import NSASpec
 from nsa_codegen.target import TARGETS, processor_name
 from nsa_codegen.tuning import records as tuning_records
 from nsa_codegen.tuning.reasons import UNREAD, explain, hardware_differences, schedule_differences
-from nsa_codegen.tuning.replay import STATIC, replay, write
+from nsa_codegen.tuning.replay import STATIC, replay
+from nsa_codegen.tuning.rows import write
 
 V4, H100, A100, RTX = (TARGETS[n] for n in ("x86_64_v4", "sm_90a", "sm_80", "sm_120a"))
 WINDOW = KernelDesc.of("stream_attention", "bfloat16", visible=window(512), group=16, dk=192, dv=128)
@@ -194,7 +195,9 @@ def test_the_command_shows_a_difference_in_words() -> None:
 
 
 @pytest.mark.parametrize("op", ["stream_attention", "gather_attention", "select_blocks", "compress", "combine"])
-@pytest.mark.parametrize("pair", [("sm_90a", "sm_80"), ("sm_80", "sm_100a"), ("sm_120a", "sm_89"), ("sm_90a", "gfx942")])
+@pytest.mark.parametrize(
+    "pair", [("sm_90a", "sm_80"), ("sm_80", "sm_100a"), ("sm_120a", "sm_89"), ("sm_90a", "gfx942")]
+)
 def test_targets_with_and_without_tensor_copies_are_compared_in_words(op: str, pair: tuple[str, str]) -> None:
     target, other = pair
     done = CliRunner().invoke(app, ["explain", op, "--target", target, "--preset", "paper", "--diff", other])

@@ -13,13 +13,15 @@ from typer.testing import CliRunner
 
 from nsa_codegen.cli import app
 from nsa_codegen.desc import KernelDesc
+from nsa_codegen.errors import ScheduleError
 from nsa_codegen.index_sets import complete, window
 from nsa_codegen.schedule import CpuSchedule, GpuSchedule
 from nsa_codegen.selection import bucket_of, schedules_folder, select
 from nsa_codegen.target import TARGETS
 from nsa_codegen.tuning import records
 from nsa_codegen.tuning.records import Spread, logs_folder
-from nsa_codegen.tuning.replay import STATIC, changes, replay, verify_rows, write
+from nsa_codegen.tuning.replay import STATIC, replay
+from nsa_codegen.tuning.rows import changes, kept_rows, verify_rows, write
 from nsa_codegen.tuning.space import default_schedule
 
 V4, H100 = TARGETS["x86_64_v4"], TARGETS["sm_90a"]
@@ -81,10 +83,10 @@ def test_the_same_logs_give_the_same_bytes(logs: Path, schedules: Path) -> None:
     for run_name, desc, best in (("b", WINDOW, FAST), ("a", COMPLETE, FASTER)):
         write_log(logs, "x86_64_v4", record(desc, best, measured=0.5), run=run_name)
     found = replay(logs)
-    text = found.files["stream_attention_fwd/x86_64_v4.json"]
-    assert [r["bucket"]["visible"] for r in json.loads(text)] == ["complete", "window"]
-    assert replay(logs).files == found.files and text.endswith("]\n")
     write(found, schedules)
+    text = (schedules / "stream_attention_fwd/x86_64_v4.json").read_text()
+    assert [r["bucket"]["visible"] for r in json.loads(text)] == ["complete", "window"]
+    assert replay(logs).rows == found.rows and text.endswith("]\n")
     assert write(replay(logs), schedules) == [] and changes(replay(logs), schedules) == ""
 
 
@@ -99,7 +101,7 @@ def test_the_same_logs_give_the_same_bytes(logs: Path, schedules: Path) -> None:
 def test_the_default_stays_unless_it_is_beaten_for_certain(logs: Path, measured: float, width: float, why: str) -> None:
     write_log(logs, "x86_64_v4", record(WINDOW, FAST, measured=measured, width=width))
     found = replay(logs)
-    assert found.files == {} and not found.refused
+    assert found.rows == {} and not found.refused
     assert why in found.decisions[0].verdict.reason
 
 
@@ -117,7 +119,7 @@ def test_the_later_run_counts_and_takes_a_row_away_too(logs: Path) -> None:
     (decision,) = replay(logs).decisions
     assert decision.row is not None and decision.row["schedule"] == FASTER.to_json()
     write_log(logs, "x86_64_v4", record(WINDOW, FAST, measured=1.0, when="2026-11-26T10:00:00+00:00"), run="last")
-    assert replay(logs).files == {}
+    assert replay(logs).rows == {}
     # A run that came to no end has no finalist, and says nothing.
     unended = record(WINDOW, FAST, measured=0.5, stage="search", when="2026-11-27T10:00:00+00:00")
     write_log(logs, "x86_64_v4", unended, run="stopped")
@@ -147,7 +149,7 @@ def test_a_run_that_is_not_sure_takes_away_what_it_found_no_faster(logs: Path) -
     slower = record(WINDOW, FASTER, measured=1.1, width=0.2, when="2026-11-25T10:00:01+00:00")
     write_log(logs, "x86_64_v4", slower, run="third")
     write_log(logs, "x86_64_v4", dataclasses.replace(noisy, when="2026-11-25T10:00:02+00:00", error=1.0), run="third")
-    assert replay(logs).files == {}
+    assert replay(logs).rows == {}
 
 
 @pytest.mark.parametrize(("low", "beaten"), [(1.01, True), (0.99, False)])
@@ -281,13 +283,56 @@ def test_check_shows_the_difference_and_changes_nothing(logs: Path, schedules: P
     assert rows_of(schedules)[0]["schedule"] == FAST.to_json()
 
 
-def test_a_row_that_no_log_gives_is_taken_away(logs: Path, schedules: Path) -> None:
-    write_log(logs, "x86_64_v4", record(WINDOW, FAST, measured=0.5))
-    stray = schedules / "combine_fwd" / "x86_64_v4.json"
-    stray.parent.mkdir()
-    stray.write_text("[]\n")
-    assert write(replay(logs), schedules) == ["combine_fwd/x86_64_v4.json", "stream_attention_fwd/x86_64_v4.json"]
-    assert not stray.exists()
+def test_a_row_that_its_log_gives_no_more_is_taken_away(logs: Path, schedules: Path) -> None:
+    path = write_log(logs, "x86_64_v4", record(WINDOW, FAST, measured=0.5), record(COMPLETE, FASTER, measured=0.5))
+    write(replay(logs), schedules)
+    path.write_text(path.read_text().splitlines(keepends=True)[1])
+    assert write(replay(logs), schedules) == ["stream_attention_fwd/x86_64_v4.json"]
+    assert [r["bucket"]["visible"] for r in rows_of(schedules)] == ["complete"]
+    path.write_text("")
+    assert write(replay(logs), schedules) == ["stream_attention_fwd/x86_64_v4.json"]
+    assert list(schedules.glob("*/*.json")) == []
+
+
+def test_rows_of_logs_that_are_elsewhere_stay_until_a_log_decides_their_bucket(
+    tmp_path: Path, logs: Path, schedules: Path
+) -> None:
+    own, small = (
+        tmp_path / "own",
+        KernelDesc.of("stream_attention", "float32", visible=window(512), group=1, dk=32, dv=32),
+    )
+    gpu = KernelDesc.of("stream_attention", "bfloat16", visible=window(512), group=16, dk=192, dv=128)
+    write_log(logs, "x86_64_v4", *(record(desc, FAST, measured=0.5) for desc in (WINDOW, COMPLETE, small)))
+    default = record(gpu, default_schedule(gpu, H100), predicted=1.0, spill_bytes=0)
+    write_log(logs, "sm_90a", default, record(gpu, GpuSchedule(key_tile=32), predicted=0.5, spill_bytes=0))
+    write(replay(logs), schedules)
+    before = {p: p.read_text() for p in schedules.glob("*/*.json")}
+    assert len(before) == 2 and len(rows_of(schedules)) == 3
+    write_log(own, "x86_64_v4", record(WINDOW, FASTER, measured=0.5), record(COMPLETE, FAST, measured=2.0), run="own")
+    code, out, err = run("--logs", own, "--schedules", schedules)
+    assert (code, err) == (0, "") and "2 rows whose logs are not here" in out
+    assert [p for p, text in before.items() if p.read_text() != text] == [
+        schedules / "stream_attention_fwd" / "x86_64_v4.json"
+    ]
+    assert {r["bucket"]["dk"]: (r["record"], r["schedule"]) for r in rows_of(schedules)} == {
+        32: ("x86_64_v4/stream_attention_fwd/run.jsonl#3", FAST.to_json()),
+        64: ("x86_64_v4/stream_attention_fwd/own.jsonl#1", FASTER.to_json()),
+    }  # and of complete blocks the default was better here
+
+
+@pytest.mark.parametrize("damage", ["meta", "line"])
+def test_rows_of_what_is_refused_stay_as_they_are(logs: Path, schedules: Path, damage: str) -> None:
+    path = write_log(logs, "x86_64_v4", record(WINDOW, FASTER, measured=0.8), record(WINDOW, FAST, measured=0.5))
+    write(replay(logs), schedules)
+    (before,) = rows_of(schedules)
+    assert before["record"].endswith("#2")
+    if damage == "meta":
+        path.with_name("run.meta.json").write_text("{}")
+    else:
+        path.write_text(path.read_text().splitlines(keepends=True)[0] + "{garbage}\n")
+    code, out, err = run("--logs", logs, "--schedules", schedules)
+    assert code == 1 and "refused" in out and "error: x86_64_v4/stream_attention_fwd/run.jsonl" in err
+    assert rows_of(schedules) == [before]
 
 
 WRONG = record(WINDOW, FAST, measured=0.4, status="wrong", stage="search")
@@ -300,6 +345,8 @@ def edited(row: dict[str, Any], **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"record": ".../../stream_attention_fwd/run.jsonl#1"}, "it must be"),
+        ({"record": "x86_64_v4/stream_attention_fwd/../run.jsonl#1"}, "it must be"),
         ({"record": "somewhere"}, "it must be 'x86_64_v4/stream_attention_fwd/<run>.jsonl#<line>'"),
         ({"record": "x86_64_v4/stream_attention_fwd/none.jsonl#1"}, "none.jsonl is missing"),
         ({"record": "x86_64_v4/stream_attention_fwd/run.jsonl#9"}, "is not there or not intact"),
@@ -329,6 +376,25 @@ def test_a_row_without_a_record_or_a_file_that_is_none_is_an_error(logs: Path, s
     assert "it must be a list of rows" in verify_rows(schedules, logs)[0]
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("bucket", []), ("bucket", {"dk": [1]}), ("schedule", []), ("record", 3), ("environment", "none")],
+)
+def test_a_row_with_a_field_of_another_type_is_one_error(
+    logs: Path, schedules: Path, field: str, value: object
+) -> None:
+    write_log(logs, "x86_64_v4", record(WINDOW, FAST, measured=0.5))
+    write(replay(logs), schedules)
+    path = schedules / "stream_attention_fwd" / "x86_64_v4.json"
+    path.write_text(json.dumps([edited(rows_of(schedules)[0], **{field: value})]))
+    with pytest.raises(ScheduleError, match=f"row 0: its {field} is "):
+        select(WINDOW, V4, folder=schedules)
+    code, _, err = run("--logs", logs, "--schedules", schedules, "--check")
+    assert code == 1 and f"row 0: its {field} is " in " ".join(err.split())
+    assert run("--logs", logs, "--schedules", schedules)[0] == 0
+    assert select(WINDOW, V4, folder=schedules).schedule == FAST
+
+
 def test_the_committed_rows_are_those_of_the_committed_logs() -> None:
     """Both folders may be empty; every row that there is has its record, and the logs give no other rows."""
     logs, schedules = logs_folder(), schedules_folder()
@@ -336,7 +402,8 @@ def test_the_committed_rows_are_those_of_the_committed_logs() -> None:
     assert found.refused == ()
     assert verify_rows(schedules, logs) == []
     assert changes(found, schedules) == ""
-    assert len(found.files) == len(list(schedules.glob("*/*.json")))
+    assert kept_rows(found, schedules) == {}
+    assert len(found.rows) == len(list(schedules.glob("*/*.json")))
 
 
 def test_one_function_says_where_logs_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,7 +449,7 @@ def test_a_default_that_was_measured_best_is_not_overruled_along_the_chain(logs:
 def test_descs_that_share_a_bucket_leave_one_row_the_greater_gain(logs: Path) -> None:
     assert bucket_of(WINDOW, V4) == bucket_of(HALF, V4)
     write_log(logs, "x86_64_v4", record(WINDOW, FAST, measured=0.8), record(HALF, FASTER, measured=0.5))
-    (row,) = json.loads(replay(logs).files["stream_attention_fwd/x86_64_v4.json"])
+    (row,) = replay(logs).rows["stream_attention_fwd/x86_64_v4.json"]
     assert row["schedule"] == FASTER.to_json()
 
 
