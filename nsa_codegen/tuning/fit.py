@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..ops import Sizes
-from ..schedule import CpuSchedule
+from ..schedule import CpuSchedule, multiplies_pairs
 from ..target import CpuTarget, parse_target
 from . import cost_cpu
 from .cpu_loops import loop
@@ -51,7 +51,8 @@ def _terms(record: Record, target: CpuTarget) -> Mapping[str, float]:
     """Return the seconds of a record by constant, for the constant 1."""
     schedule, cores = CpuSchedule.parse(dict(record.schedule)), cost_cpu.CORES
     found = loop(record.desc, schedule, Sizes(**record.sizes))
-    clocks = sum(p.times * cost_cpu.product_clocks(p, schedule, target) for p in found.products)
+    paired = multiplies_pairs(record.desc, target)
+    clocks = sum(p.times * cost_cpu.product_clocks(p, schedule, target, paired=paired) for p in found.products)
     passes = {name: 1e-9 * found.passes.get(name, 0.0) / cores for name in cost_cpu.PASSES}
     return {"products": clocks / cost_cpu.CLOCK / cores, "exposed": cost_cpu.memory_seconds(found)["far"], **passes}
 

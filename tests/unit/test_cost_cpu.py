@@ -126,6 +126,20 @@ def check_runs_and_sums(
     assert found.unique == 4 * (2 * q.numel() + q.numel() // dk * dv + read + moved)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["x86_64_v4", "x86_64_v4_bf16", "x86_64_amx"])
+def test_what_is_fitted_is_what_the_model_predicts(name: str, dtype: str) -> None:
+    """Products of pairs are told from others by the target and the type, and go by tiles of their own."""
+    target = CPU_TARGETS[name]
+    desc = KernelDesc.of("stream_attention", dtype, visible=window(64), group=4, dk=64, dv=64)
+    made = record(desc, CpuSchedule(), measured=1.0)
+    parts = predict(desc, CpuSchedule(), target, Sizes(**made.sizes)).parts
+    terms, constants = fit._terms(made, target), fit.constants()
+    assert constants["products"] * terms["products"] == pytest.approx(parts["products"])
+    passes = sum(constants[pass_] * terms[pass_] for pass_ in cost_cpu.PASSES)
+    assert passes == pytest.approx(parts["passes"])
+
+
 def test_constants_are_fitted_to_records_and_stay_where_nothing_tells_them_apart() -> None:
     target, truth = V4, {**fit.constants(), "products": 1.5, "weights": 0.6}
     desc = KernelDesc.of("stream_attention", "float32", visible=window(64), group=4, dk=64, dv=64)
