@@ -55,9 +55,10 @@ class KernelSearch:
         self._space = Space.of(desc, options.target)
         self._total = planned(problem, options)
         self._log = log_path(options.logs, options.target.name, desc, options.meta.run)
-        write_meta(self._log, replace(options.meta, space={str(desc): self._space.to_json()}))
         name = study_name(options.meta, desc)
         self.study = SharedStudy(tuner.storage, name, self._space.axes, seed=options.seed)
+        self.study.require_axes()
+        write_meta(self._log, replace(options.meta, space={str(desc): self._space.to_json()}))
         facts = {name: options.meta.environment.get(name) for name in DEVICE_FACTS}
         self.study.require_facts({"judge": options.meta.judge, **facts})
         records = [r for r in read_log(self._log).records if r.desc == desc]

@@ -127,6 +127,20 @@ class SharedStudy:
                 f"or go on where it was begun"
             )
 
+    def require_axes(self) -> None:
+        """Raise `TuningError` if the study's trials have other axes, since Optuna takes no others from then on."""
+        trials = self._study.get_trials(deepcopy=False)
+        known = [item for t in trials for item in t.distributions.items()]
+        theirs = {name: tuple(d.choices) for name, d in known if isinstance(d, CategoricalDistribution)}
+        complete = any(RECORD in t.user_attrs for t in trials)  # without a record a trial may not have all of them yet
+        names = [n for n in {**self.axes, **theirs} if n in theirs or complete]
+        differ = {n: (theirs.get(n), self.axes.get(n)) for n in names if theirs.get(n) != self.axes.get(n)}
+        if differ:
+            raise TuningError(
+                f"the study {self._name!r} is of another space, values as (its, ours): {differ}: defaults or what is "
+                f"searched have changed since; choose another --run"
+            )
+
     def restore(
         self,
         records: Sequence[Record],

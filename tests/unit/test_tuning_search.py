@@ -25,6 +25,7 @@ from nsa_codegen.tuning import kernel_search
 from nsa_codegen.tuning.options import Tools
 from nsa_codegen.tuning.records import Judged, append, log_path, read_log
 from nsa_codegen.tuning.search import Tuner, require_new_run
+from nsa_codegen.tuning.study import SharedStudy, open_storage
 from nsa_codegen.tuning.winners import Numbered, verdict
 
 TOOLS = Tools(
@@ -242,6 +243,40 @@ def test_a_default_that_is_new_since_is_compiled_by_a_run_that_goes_on_and_lacks
     monkeypatch.setattr(kernel_search.Space, "of", lambda desc, target: replace(found.space, default=other))
     _, again, _ = tune(tmp_path, meta=static, compiled=1)
     assert again.keys() - search.keys() == {(other.query_lanes, other.key_tile)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "judge", "changed", "said"),
+    [  # a new default's value, that of a field that the kernel does not read, and a field of its own
+        ("journal", "measured", {"key_tile": (*fakes.TILES, 128)}, r"\(\(8, 16, 32, 64\), \(8, 16, 32, 64, 128\)\)"),
+        ("sqlite", "static", {"register_rows": (8,)}, r"\(\(4,\), \(8,\)\)"),
+        ("sqlite", "measured", {"unrolled": (1, 2)}, r"\(None, \(1, 2\)\)"),
+    ],
+)
+def test_a_run_of_another_space_is_refused_and_goes_on_in_its_own(tmp_path, monkeypatch, kind, judge, changed, said):
+    given = {"meta": replace(META, judge=judge), "storage": f"{kind}:///{tmp_path / 'study'}"}
+    tools = replace(TOOLS, build=fakes.build_apart, judge=fakes.slow_judge)
+    found, before, _ = tune(tmp_path, tools, trials=3, compiled=2, **given)
+    texts = {p: p.read_bytes() for p in (tmp_path / "logs").rglob("*.json*")}
+    other = replace(found.space, raw=99, axes=found.space.axes | changed)
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel_search.Space, "of", lambda desc, target: other)
+        with pytest.raises(TuningError, match=rf"is of another space, .*{said}.*; choose another --run"):
+            tune(tmp_path, tools, trials=6, compiled=4, **given)
+    assert {p: p.read_bytes() for p in (tmp_path / "logs").rglob("*.json*")} == texts
+    _, after, _ = tune(tmp_path, tools, trials=6, compiled=4, **given)
+    assert len(after) > len(before) and before.items() <= after.items()
+
+
+def test_axes_are_compared_before_the_first_candidate_is_judged(tmp_path):
+    """A tuner that ended then leaves a trial, whose axes the study keeps."""
+    storage, axes = open_storage(f"journal:///{tmp_path / 'study'}"), {"key_tile": (8, 16), "query_lanes": (16, 32)}
+    first = SharedStudy(storage, "s", axes, seed=0)
+    assert first.ask({"key_tile": 8, "query_lanes": 16}) is not None
+    SharedStudy(storage, "s", axes, seed=0).require_axes()
+    other = SharedStudy(storage, "s", axes | {"key_tile": (8, 16, 32)}, seed=0)
+    with pytest.raises(TuningError, match=r"'key_tile': \(\(8, 16\), \(8, 16, 32\)\)"):
+        other.require_axes()
 
 
 class Predicted:
