@@ -212,9 +212,15 @@ def _headline(found: Found) -> str:
     best, text = found.best, f"{found.problem.desc.kind} {len(found.records)}"
     if best is None or best.seconds is None:
         return text
-    gain = found.gain
-    beside = "" if gain is None else f" ({gain:.2f}x the default{', which stays' if gain < 1 else ''})"
-    return f"{text} best {best.seconds * 1e3:.3g} ms{beside}"
+    text = f"{text} best {best.seconds * 1e3:.3g} ms"
+    if found.gain is None:
+        return text
+    said = ""
+    if found.verdict.winner is None and found.verdict.decided:
+        said = ", which stays"
+    elif found.verdict.winner is None and best.stage == "final":
+        said = ", within the spread"
+    return f"{text} ({found.gain:.2f}x the default{said})"
 
 
 def _row(found: Found) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from ..desc import KernelDesc
 from ..errors import TuningError
 from ..schedule import Schedule, ScheduleSpace
 from .cost_model import predict
-from .options import Found, Options, cost_of, ranked_records
+from .options import Found, Options
 from .problems import Problem
 from .records import DEVICE_FACTS, Judged, Meta, Record, append, log_path, read_log, write_meta
 from .space import Space
 from .study import Claim, SharedStudy
-from .winners import Numbered, Verdict, final_rounds, verdict
+from .winners import cost_of, final_rounds, ranked_records
 
 if TYPE_CHECKING:
     from .search import Tuner
@@ -132,9 +132,9 @@ class KernelSearch:
         """
         records = self.study.records()
         ended = max((f.when for f in self._finals), default="") > max(r.when for r in records)
-        if not (ended and self._verdict().decided) and not self._hold_round(self._finalists(records)):
+        if not (ended and self.found.verdict.decided) and not self._hold_round(self._finalists(records)):
             return
-        while (winner := self._verdict().winner) is not None and not self._is_confirmed():
+        while (winner := self.found.verdict.winner) is not None and not self._is_confirmed():
             if not self._hold_round((winner.record,)):
                 return
 
@@ -165,11 +165,6 @@ class KernelSearch:
         """Return whether the last rounds were of one candidate by itself."""
         alone = [found[0].schedule for found in final_rounds(self._finals)[-_ALONE:] if len(found) == 1]
         return len(alone) == _ALONE and all(schedule == alone[0] for schedule in alone)
-
-    def _verdict(self) -> Verdict:
-        """Return what the final rounds of the log say."""
-        numbered = [Numbered(line=0, record=record) for record in self._finals]
-        return verdict(self._desc, self._options.target, numbered)
 
     @property
     def _is_static(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from .problems import Problem
 from .records import Judged, Meta, Record
 from .space import Space
 from .static import judge_static
-from .winners import final_rounds
+from .winners import Numbered, Verdict, verdict
 
 FINAL_SECONDS = 5.0
 
@@ -64,7 +65,7 @@ class Tools:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What is known of one kernel: its space, records of the search and of the final round, and its log."""
+    """What is known of one kernel: its space, records of the search and of the final rounds, and its log."""
 
     problem: Problem
     space: Space
@@ -72,11 +73,16 @@ class Found:
     finals: tuple[Record, ...]
     log: Path
 
+    @functools.cached_property
+    def verdict(self) -> Verdict:
+        """What `replay` says of these records, whose lines are not known here."""
+        numbered = [Numbered(line=0, record=record) for record in (*self.records, *self.finals)]
+        return verdict(self.problem.desc, self.space.target, numbered)
+
     @property
     def best(self) -> Record | None:
-        """The best of the last final round, else of the search."""
-        ranked = ranked_records((final_rounds(self.finals) or [()])[-1]) or ranked_records(self.records)
-        return ranked[0] if ranked else None
+        """The candidate that wins, or came nearest to it; while there is no final round, the best of the search."""
+        return None if self.verdict.best is None else self.verdict.best.record
 
     @property
     def default(self) -> Record | None:
@@ -87,28 +93,7 @@ class Found:
     @property
     def gain(self) -> float | None:
         """How many times faster than the default the best is, measured in turns or predicted; None if not known."""
-        best, default = self.best, self.default
-        if best is None or best.judge == "measured":
-            return None if best is None else best.speedup
-        ours, base = best.seconds, None if default is None else default.seconds
-        return base / ours if base is not None and ours else None
+        return self.verdict.finite_gain
 
 
 Report = Callable[[Found], None]  # called after every record with what is known so far
-
-
-def ranked_records(records: tuple[Record, ...]) -> tuple[Record, ...]:
-    """Return those that are ok, the best first: by the speed-up where it was measured, else by the predicted time."""
-    return tuple(sorted((r for r in records if cost_of(r) is not None), key=lambda r: cost_of(r) or 0.0))
-
-
-def cost_of(record: Record) -> float | None:
-    """Return what the search makes as small as it can: time over the default's of the same turns, or predicted seconds.
-
-    None for what is not ok.
-    """
-    if record.status != "ok":
-        return None
-    if record.judge == "measured":
-        return None if record.speedup is None else 1 / record.speedup
-    return record.seconds

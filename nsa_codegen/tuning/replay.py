@@ -215,7 +215,7 @@ def _rank(log: ReadLog, records: list[Numbered]) -> tuple[bool, str, str]:
 
 def _precedes(one: Decision, other: Decision) -> bool:
     """Return whether of two descs that share a bucket the first keeps it: what was measured, then the greater gain."""
-    ranks = [(d.row is not None and d.row["environment"]["judge"] != STATIC, d.verdict.gain) for d in (one, other)]
+    ranks = [(d.row is not None and d.row["environment"]["judge"] != STATIC, d.verdict.gain or 0) for d in (one, other)]
     return ranks[0] > ranks[1]
 
 

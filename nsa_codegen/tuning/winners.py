@@ -37,19 +37,27 @@ class Numbered:
 class Verdict:
     """What a run says of a desc: the `winner`, None where the default stays; `reason` says why.
 
-    `gain` is the default's time over the winner's, infinite where the default does not compile. `decided` is False for
-    a run that says nothing against an earlier one: it came to no end, or its best is within the spread. But the
-    schedules `beaten`, which it held to the default and found no faster, it speaks against. `refused` are candidates
-    that would have won and are not legal, with the reason. `upheld` is the record of a default that a clock found best.
+    `best` is the winner, or of those that did not win the one that came nearest; of a run that came to no end, the best
+    of its search; None if nothing is fit. `gain` is the default's time over its time, infinite where the default does
+    not compile, None where it is not known. `decided` is False for a run that says nothing against an earlier one: it
+    came to no end, or its best is within the spread. But the schedules `beaten`, which it held to the default and found
+    no faster, it speaks against. `refused` are candidates that would have won and are not legal, with the reason.
+    `upheld` is the record of a default that a clock found best.
     """
 
     winner: Numbered | None
     reason: str
-    gain: float = 1.0
+    best: Numbered | None = None
+    gain: float | None = None
     decided: bool = True
     beaten: tuple[Mapping[str, int], ...] = ()
     refused: tuple[str, ...] = ()
     upheld: Numbered | None = None
+
+    @property
+    def finite_gain(self) -> float | None:
+        """The gain as it is shown: None where it is not known, or the default does not compile."""
+        return None if self.gain is None or math.isinf(self.gain) else self.gain
 
 
 def verdict(desc: KernelDesc, target: Target, records: Iterable[Numbered]) -> Verdict:
@@ -58,9 +66,11 @@ def verdict(desc: KernelDesc, target: Target, records: Iterable[Numbered]) -> Ve
     judge = _measured if any(n.record.judge == "measured" for n in found) else _static
     ranked = judge(desc, target, found)
     if ranked is None:
+        best, gain = _best_of_search(desc, target, found)
         return Verdict(
-            winner=None, reason="the run came to no end: no finalist was measured, and nothing compiled", decided=False
-        )
+            winner=None, reason="the run came to no end: no finalist was measured, and nothing compiled", best=best,
+            gain=gain, decided=False,
+        )  # fmt: skip
     refused, doubted = [], []
     for candidate in ranked:
         numbered = candidate.numbered
@@ -71,15 +81,44 @@ def verdict(desc: KernelDesc, target: Target, records: Iterable[Numbered]) -> Ve
             doubted.append(candidate)
         else:
             said = f"{candidate.gain:.2f} times as fast as the default{candidate.note}, {numbered.record.judge}"
-            return Verdict(winner=numbered, reason=said, gain=candidate.gain, refused=tuple(refused))
+            return Verdict(winner=numbered, reason=said, best=numbered, gain=candidate.gain, refused=tuple(refused))
     if not doubted:
         return Verdict(winner=None, reason="no candidate is fit", refused=tuple(refused))
-    best = doubted[0]
-    upheld = None if best.within_spread or judge is _static else _of_schedule(found, default_schedule(desc, target))
+    near = doubted[0]
+    upheld = None if near.within_spread or judge is _static else _of_schedule(found, default_schedule(desc, target))
     return Verdict(
-        winner=None, reason=best.doubt, decided=not best.within_spread, beaten=_beaten(found), refused=tuple(refused),
-        upheld=upheld,
+        winner=None, reason=near.doubt, best=near.numbered, gain=near.gain, decided=not near.within_spread,
+        beaten=_beaten(found), refused=tuple(refused), upheld=upheld,
     )  # fmt: skip
+
+
+def _best_of_search(desc: KernelDesc, target: Target, found: list[Numbered]) -> tuple[Numbered | None, float | None]:
+    """Return the best of what was judged, of a static run without what spills, and its gain where that is known."""
+    ranked = ranked_records(n.record for n in found if n.record.judge == "measured" or not n.record.spills)
+    if not ranked:
+        return None, None
+    best = next(n for n in found if n.record == ranked[0])
+    if best.record.judge == "measured":
+        return best, best.record.speedup
+    base = _of_schedule((n for n in found if n.record.predicted), default_schedule(desc, target))
+    return best, None if base is None else _seconds(base) / _seconds(best)
+
+
+def ranked_records(records: Iterable[Record]) -> tuple[Record, ...]:
+    """Return those that are ok, the best first: by the speed-up where it was measured, else by the predicted time."""
+    return tuple(sorted((r for r in records if cost_of(r) is not None), key=lambda r: cost_of(r) or 0.0))
+
+
+def cost_of(record: Record) -> float | None:
+    """Return what the search makes as small as it can: time over the default's of the same turns, or predicted seconds.
+
+    None for what is not ok.
+    """
+    if record.status != "ok":
+        return None
+    if record.judge == "measured":
+        return None if record.speedup is None else 1 / record.speedup
+    return record.seconds
 
 
 def _of_schedule(found: Iterable[Numbered], schedule: Schedule) -> Numbered | None:
@@ -111,10 +150,13 @@ def schedule_text(values: Mapping[str, int], target: Target) -> str:
 
 
 class _Candidate(NamedTuple):
-    """A candidate, its gain, what speaks against a row, or "", whether that is the spread of its times, and a note."""
+    """A candidate, its gain, what speaks against a row, or "", whether that is the spread of its times, and a note.
+
+    The gain is None where it is not known, which speaks against a row.
+    """
 
     numbered: Numbered
-    gain: float
+    gain: float | None
     doubt: str = ""
     within_spread: bool = False
     note: str = ""
@@ -137,7 +179,7 @@ def _measured(desc: KernelDesc, target: Target, found: list[Numbered]) -> list[_
         measured, default, by_turn = numbered.record.measured, numbered.record.default, numbered.record.gain
         assert measured is not None
         if default is None:
-            ranked.append(_Candidate(numbered, 1.0, "the default was not timed beside it"))
+            ranked.append(_Candidate(numbered, None, "the default was not timed beside it"))
             continue
         gain, doubt, within_spread = numbered.record.speedup, "", False
         assert gain is not None
@@ -167,9 +209,9 @@ def _static(desc: KernelDesc, target: Target, found: list[Numbered]) -> list[_Ca
     for numbered in sorted(compiled, key=lambda n: _order(n, _seconds(n))):
         if numbered.record.spills:
             continue
-        gain = _seconds(base) / _seconds(numbered) if base is not None else math.inf if failed else 1.0
+        gain = _seconds(base) / _seconds(numbered) if base is not None else math.inf if failed else None
         doubt = ""
-        if base is None and not failed:
+        if gain is None:
             doubt = "the default was not compiled, so that nothing is known to beat it"
         elif gain <= BEATS["static"] and not spills:
             doubt = f"the best is predicted {gain:.3f} times as fast as the default: not beyond {BEATS['static']}"

@@ -21,7 +21,7 @@ import tuning_fakes as fakes
 from tuning_fakes import DESC, META, TARGET
 
 from nsa_codegen.errors import TuningError, TuningLogError
-from nsa_codegen.tuning import kernel_search
+from nsa_codegen.tuning import kernel_search, winners
 from nsa_codegen.tuning.options import Tools
 from nsa_codegen.tuning.records import Judged, append, log_path, read_log
 from nsa_codegen.tuning.search import Tuner, require_new_run
@@ -39,6 +39,7 @@ LOG = log_path(Path("logs"), TARGET.name, DESC, META.run)
 def small_space(monkeypatch):
     """Searches are of twelve schedules; twelve others, of 40 vectors, are refused."""
     monkeypatch.setattr(kernel_search.Space, "of", fakes.small_space)
+    monkeypatch.setattr(winners, "default_schedule", lambda desc, target: fakes.DEFAULT)
 
 
 def tune(folder, tools=TOOLS, **given):
