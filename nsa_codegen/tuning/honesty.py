@@ -75,7 +75,7 @@ def loss(pairs: Sequence[Pair]) -> float:
 
 
 def pairs_by_desc(records: Iterable[Record]) -> dict[tuple[KernelDesc, str], list[Pair]]:
-    """Return predicted and measured times of the candidates that have both, by desc and sizes; of the search alone.
+    """Return predicted and measured times of a run's candidates that have both, by desc and sizes; of the search alone.
 
     Measured times are in units of the default's of the same turns, which leaves out what the machine did meanwhile.
     Finalists are left out, since they are few, and were chosen.
@@ -90,17 +90,13 @@ def pairs_by_desc(records: Iterable[Record]) -> dict[tuple[KernelDesc, str], lis
     return found
 
 
-def honesty(records: Iterable[Record]) -> tuple[Honesty, ...]:
-    """Return the figures of every desc that has two candidates or more, then by kind, then over all; empty if none."""
-    found = rankings(records)
-    kinds = _by_kind(found)
-    rows = [row for _, row in found]
-    together = [_together(kind, kinds[kind]) for kind in sorted(kinds)]
-    return (*rows, *together, *([_together("all", rows)] if rows else []))
+def together(found: Iterable[tuple[KernelDesc, Honesty]]) -> tuple[Honesty, ...]:
+    """Return the figures of rankings by kind, in order, then over `all`; empty without any."""
+    return tuple(_mean(name, rows) for name, rows in _by_kind(found))
 
 
 def rankings(records: Iterable[Record]) -> tuple[tuple[KernelDesc, Honesty], ...]:
-    """Return every desc that has two candidates or more, once for each set of sizes, with its figures."""
+    """Return every desc of one run that has two candidates or more, once for each set of sizes, with its figures."""
     return tuple(
         (
             desc,
@@ -119,17 +115,16 @@ def rankings(records: Iterable[Record]) -> tuple[tuple[KernelDesc, Honesty], ...
 
 def summaries(found: Iterable[tuple[KernelDesc, Honesty]]) -> tuple[Summary, ...]:
     """Return what is published of rankings: a summary of each kind, in order, then of `all`; empty without any."""
-    pairs = tuple(found)
-    kinds = _by_kind(pairs)
-    named = [(kind, kinds[kind]) for kind in sorted(kinds)]
-    return tuple(_summary(name, rows) for name, rows in (*named, ("all", [row for _, row in pairs])) if rows)
+    return tuple(_summary(name, rows) for name, rows in _by_kind(found))
 
 
-def _by_kind(found: Iterable[tuple[KernelDesc, Honesty]]) -> dict[str, list[Honesty]]:
+def _by_kind(found: Iterable[tuple[KernelDesc, Honesty]]) -> list[tuple[str, list[Honesty]]]:
+    """Return the figures of each kind, in order of the kinds, and of `all`; nothing without any."""
     kinds: dict[str, list[Honesty]] = {}
     for desc, row in found:
         kinds.setdefault(desc.kind, []).append(row)
-    return kinds
+    every = [row for rows in kinds.values() for row in rows]
+    return [*sorted(kinds.items()), ("all", every)] if every else []
 
 
 def _summary(name: str, rows: list[Honesty]) -> Summary:
@@ -144,7 +139,7 @@ def _summary(name: str, rows: list[Honesty]) -> Summary:
     )
 
 
-def _together(name: str, rows: list[Honesty]) -> Honesty:
+def _mean(name: str, rows: list[Honesty]) -> Honesty:
     ranked = [row.spearman for row in rows if row.spearman is not None]
     return Honesty(
         name=name,

@@ -1,6 +1,7 @@
 """The page of tuning logs: winners against defaults, spaces, the model's honesty, and pictures, in one HTML file.
 
-Pictures are drawn by matplotlib and stand in the page itself; beside it they are kept as PNG files.
+Each run is told by itself, as `replay` reads it. Pictures are drawn by matplotlib and stand in the page itself; beside
+it they are kept as PNG files.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from ..desc import KernelDesc
-from ..errors import MissingPackageError, TuningLogError
+from ..errors import MissingPackageError, NSAError, TuningLogError
 from ..target import parse_target
-from .honesty import Honesty, honesty
+from .honesty import Honesty, rankings, together
 from .records import Log, Record, logs_folder, read_log
 from .space import default_schedule
-from .winners import schedule_text
+from .winners import Numbered, Verdict, schedule_text, verdict
 
 PAGE = "report.html"
+_KERNEL_COLUMNS = (
+    "arch", "run", "kernel", "candidates", "not ok", "default ms", "best ms", "gain", "best schedule", "no row, since",
+)  # fmt: skip
 _STYLE = (
     "body{font:14px/1.45 sans-serif;margin:2em;max-width:76em}table{border-collapse:collapse;margin:1em 0}"
     "td,th{padding:.2em .7em;text-align:left;border-bottom:1px solid #ddd}td.n,th.n{text-align:right}"
@@ -31,32 +35,34 @@ _STYLE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """All records of one desc in one log, in order; `default` and `best` seconds as the log's judge has them.
+    """All records of one desc in one log, in order, and what they decide.
 
-    `best` is that of the final round where there was one, and `schedule` whose it is; None if nothing came to an end.
+    `default` is the default's seconds as the log's judge has them: in the turns of the best, if it was timed in turns.
     """
 
     log: Log
     desc: KernelDesc
     records: tuple[Record, ...]
+    verdict: Verdict
     default: float | None
-    best: float | None
-    schedule: Mapping[str, int] | None
 
     @property
-    def gain(self) -> float | None:
-        """The default's time over the best's."""
-        return self.default / self.best if self.default and self.best else None
+    def best(self) -> Record | None:
+        """The candidate that wins, or came nearest to it; None if nothing is fit."""
+        return None if self.verdict.best is None else self.verdict.best.record
 
     def best_so_far(self) -> tuple[list[int], list[float]]:
-        """Return after how many candidates of the search the best time was what, in units of the default's."""
+        """Return after how many candidates of the search the best time was what, in units of the default's.
+
+        Where it is predicted, candidates that spill are counted and are no best.
+        """
         at, times, best = [], [], float("inf")
         for count, record in enumerate((r for r in self.records if r.stage == "search"), start=1):
-            if record.seconds is None:
+            if record.seconds is None or (record.judge == "static" and record.spills):
                 continue
-            unit = record.default.median if record.default is not None else self.default
-            if unit is not None and record.seconds / unit < best:
-                best = record.seconds / unit
+            gain = record.speedup or (None if self.default is None else self.default / record.seconds)
+            if gain is not None:
+                best = min(best, 1 / gain)
             if best < float("inf"):
                 at.append(count)
                 times.append(best)
@@ -77,7 +83,8 @@ def write_report(logs: Path | str | Iterable[Path], output: Path) -> Path:
     if not found:
         raise TuningLogError(f"there is no log in {logs}; `nsa-codegen tune` writes them")
     studies = [study for log in found for study in studies_of(log)]
-    figures = honesty(r for log in found for r in log.records)
+    ranked = _ranked(found)
+    figures = {arch: together((desc, row) for _, desc, row in rows) for arch, rows in ranked.items()}
     output.mkdir(parents=True, exist_ok=True)
     pictures = []
     for name, title, figure in draw_plots(studies, figures):
@@ -89,15 +96,13 @@ def write_report(logs: Path | str | Iterable[Path], output: Path) -> Path:
         "<h1>Tuning</h1>",
         _environments(found),
         "<h2>Kernels</h2>",
-        "Times of the default over times of the best: measured where the judge is the device, else predicted.",
-        _table(
-            ("arch", "kernel", "candidates", "not ok", "default ms", "best ms", "gain", "best schedule"),
-            _kernels(studies),
-        ),
+        "What each run decides. The gain is the default's time over the best's: in the last final round, turn by turn, "
+        "where the judge is the device; else predicted, and without candidates that spill.",
+        _table(_KERNEL_COLUMNS, _kernels(studies)),
         "<h2>Spaces</h2>",
         _table(("arch", "kernel", "raw", "legal", "refused, by reason"), _spaces(found)),
         *pictures,
-        *_honesty_section(figures),
+        *_honesty_section(ranked, figures),
     ]
     page = output / PAGE
     page.write_text(
@@ -116,25 +121,29 @@ def studies_of(log: Log) -> list[Study]:
 
 
 def _study(log: Log, desc: KernelDesc, records: tuple[Record, ...]) -> Study:
-    ended = [r for r in records if r.seconds is not None]
-    finals = [r for r in ended if r.stage == "final"] or ended
-    best = min(finals, key=lambda r: r.seconds or 0.0, default=None)
-    default = (
-        best.default.median if best is not None and best.default is not None else _default_seconds(log, desc, ended)
-    )
-    return Study(
-        log=log,
-        desc=desc,
-        records=records,
-        default=default,
-        best=None if best is None else best.seconds,
-        schedule=None if best is None else best.schedule,
-    )
+    target = parse_target(log.meta.target)
+    numbered = [Numbered(line=n, record=r) for n, r in enumerate(log.records, start=1) if r.desc == desc]
+    try:
+        found = verdict(desc, target, numbered)
+        values = default_schedule(desc, target).to_json()
+    except NSAError as error:  # of a kernel that has no legal schedule any more
+        return Study(
+            log=log, desc=desc, records=records, default=None,
+            verdict=Verdict(winner=None, reason=str(error), decided=False),
+        )  # fmt: skip
+    turns = None if found.best is None else found.best.record.default
+    alone = next((r.seconds for r in records if r.seconds is not None and dict(r.schedule) == values), None)
+    default = alone if turns is None else turns.median
+    return Study(log=log, desc=desc, records=records, verdict=found, default=default)
 
 
-def _default_seconds(log: Log, desc: KernelDesc, ended: Sequence[Record]) -> float | None:
-    values = default_schedule(desc, parse_target(log.meta.target)).to_json()
-    return next((r.seconds for r in ended if dict(r.schedule) == values), None)
+def _ranked(logs: Iterable[Log]) -> dict[str, list[tuple[str, KernelDesc, Honesty]]]:
+    """Return by architecture how well each run's candidates were ranked: its name, the desc and the figures."""
+    found: dict[str, list[tuple[str, KernelDesc, Honesty]]] = {}
+    for log in logs:
+        rows = [(log.meta.run, desc, row) for desc, row in rankings(log.records)]
+        found.setdefault(log.meta.target, []).extend(rows)
+    return {arch: rows for arch, rows in found.items() if rows}
 
 
 def _paths(logs: Path | str | Iterable[Path]) -> list[Path]:
@@ -166,11 +175,14 @@ def _kernels(studies: Sequence[Study]) -> list[tuple[Any, ...]]:
     rows = []
     for study in sorted(studies, key=lambda s: (s.log.meta.target, str(s.desc))):
         failed = sum(r.status not in ("ok", "same") for r in study.records)
-        target = parse_target(study.log.meta.target)
-        chosen = "" if study.schedule is None else schedule_text(study.schedule, target)
-        times = tuple("" if s is None else f"{1e3 * s:.4g}" for s in (study.default, study.best))
-        gain = "" if study.gain is None else f"{study.gain:.2f}"
-        rows.append((study.log.meta.target, study.desc, len(study.records), failed, *times, gain, chosen))
+        meta, said, best = study.log.meta, study.verdict, study.best
+        chosen = "" if best is None else schedule_text(best.schedule, parse_target(meta.target))
+        seconds = (study.default, None if best is None else best.seconds)
+        times = tuple("" if s is None else f"{1e3 * s:.4g}" for s in seconds)
+        gain = "" if said.finite_gain is None else f"{said.finite_gain:.2f}"
+        why = "" if said.winner is not None else "; ".join((said.reason, *said.refused))
+        counts = (len(study.records), failed)
+        rows.append((meta.target, meta.run, study.desc, *counts, *times, gain, chosen, why))
     return rows
 
 
@@ -183,19 +195,23 @@ def _spaces(logs: Sequence[Log]) -> list[tuple[Any, ...]]:
     return [rows[key] for key in sorted(rows)]
 
 
-def _honesty_section(figures: Sequence[Honesty]) -> list[str]:
-    if not figures:
+def _honesty_section(
+    ranked: Mapping[str, Sequence[tuple[str, KernelDesc, Honesty]]], figures: Mapping[str, Sequence[Honesty]]
+) -> list[str]:
+    if not ranked:
         return [
             "<p>No candidate was both predicted and measured: nothing is known of how well the model ranks here.</p>"
         ]
-    rows = [
-        (f.name, f.descs, f.candidates, "" if f.spearman is None else f"{f.spearman:.2f}", f"{f.loss:.3f}")
-        for f in figures
-    ]
+    rows = []
+    for arch, of_runs in sorted(ranked.items()):
+        for run, f in (*((run, row) for run, _, row in of_runs), *(("", row) for row in figures[arch])):
+            said = "" if f.spearman is None else f"{f.spearman:.2f}"
+            rows.append((arch, run, f.name, f.descs, f.candidates, said, f"{f.loss:.3f}"))
     return [
         "<h2>How well the cost model ranks</h2>",
-        "Spearman's correlation of predicted with measured times; the measured time of the model's best over the best.",
-        _table(("kernel", "descs", "candidates", "Spearman", "loss"), rows),
+        "Spearman's correlation of predicted with measured times; the measured time of the model's best over the best. "
+        "Candidates are compared within one run; a kind's figures, and those of all, are means over runs and kernels.",
+        _table(("arch", "run", "kernel", "descs", "candidates", "Spearman", "loss"), rows),
     ]
 
 

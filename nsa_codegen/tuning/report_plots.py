@@ -5,7 +5,7 @@ An op has one colour in all of them; forwards are full, backwards hollow or dash
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..ops import OPS
@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from .report import Study
 
 
-def draw_plots(studies: Sequence[Study], figures: Sequence[Honesty]) -> Iterator[tuple[str, str, Any]]:
-    """Yield a file name without its ending, a title, and a figure of matplotlib, for every picture that has data."""
+def draw_plots(studies: Sequence[Study], figures: Mapping[str, Sequence[Honesty]]) -> Iterator[tuple[str, str, Any]]:
+    """Yield a file name without its ending, a title, and a figure of matplotlib, for every picture that has data.
+
+    `figures` are by architecture those of each kind and of all.
+    """
     from matplotlib.figure import Figure
 
     for arch in dict.fromkeys(s.log.meta.target for s in studies):
@@ -29,7 +32,7 @@ def draw_plots(studies: Sequence[Study], figures: Sequence[Honesty]) -> Iterator
             ("roofline", f"{arch}: roofline", _draw_roofline),
         ):
             figure = Figure(figsize=(10, 5), layout="constrained")
-            if draw(figure.subplots(), own, figures):
+            if draw(figure.subplots(), own, figures.get(arch, ())):
                 yield f"{arch}-{name}", title, figure
 
 
@@ -78,9 +81,9 @@ def _draw_best(axes: Any, studies: Sequence[Study], figures: Sequence[Honesty]) 
 
 
 def _draw_predicted(axes: Any, studies: Sequence[Study], figures: Sequence[Honesty]) -> bool:
-    """Draw each candidate by predicted and measured time, both in units of the least of its kernel."""
+    """Draw each candidate by predicted and measured time, both in units of the least of its kernel in its run."""
     kinds: dict[str, list[tuple[float, float]]] = {}
-    for (desc, _), pairs in pairs_by_desc(r for s in studies for r in s.records).items():
+    for (desc, _), pairs in (item for s in studies for item in pairs_by_desc(s.records).items()):
         least = [min(values) for values in zip(*pairs, strict=True)]
         kinds.setdefault(desc.kind, []).extend((p / least[0], m / least[1]) for p, m in pairs)
     if not kinds:
@@ -106,12 +109,10 @@ def _draw_roofline(axes: Any, studies: Sequence[Study], figures: Sequence[Honest
     """Draw each kernel's best candidate: operations per byte of its operands across, operations a second up."""
     points = []
     for study in studies:
-        best = next((r for r in study.records if r.schedule == study.schedule and r.predicted), None)
-        facts = {} if best is None else best.predicted or {}
-        if study.best and facts.get("operations") and facts.get("unique_bytes"):
-            points.append(
-                (study.desc.kind, facts["operations"] / facts["unique_bytes"], facts["operations"] / study.best)
-            )
+        best = study.best
+        facts, seconds = ({}, None) if best is None else (best.predicted or {}, best.seconds)
+        if seconds and facts.get("operations") and facts.get("unique_bytes"):
+            points.append((study.desc.kind, facts["operations"] / facts["unique_bytes"], facts["operations"] / seconds))
     if not points:
         return False
     peak, memory, of_roof = _roofs(studies[0].log.meta.target)

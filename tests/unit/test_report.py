@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 import sys
@@ -14,12 +15,13 @@ from typer.testing import CliRunner
 
 from nsa_codegen.cli import app
 from nsa_codegen.desc import KernelDesc
-from nsa_codegen.errors import MissingPackageError, TuningLogError
+from nsa_codegen.errors import MissingPackageError, ScheduleError, TuningLogError
 from nsa_codegen.index_sets import window
 from nsa_codegen.schedule import CpuSchedule, GpuSchedule
 from nsa_codegen.target import TARGETS
-from nsa_codegen.tuning.honesty import honesty
-from nsa_codegen.tuning.records import read_log
+from nsa_codegen.tuning.honesty import rankings, together
+from nsa_codegen.tuning.records import Spread, read_log
+from nsa_codegen.tuning.replay import decided
 from nsa_codegen.tuning.report import studies_of, write_report
 from nsa_codegen.tuning.space import default_schedule
 
@@ -80,25 +82,137 @@ def test_the_page_holds_kernels_spaces_honesty_and_its_pictures(logs: Path, tmp_
 def test_best_so_far_counts_every_candidate_and_never_rises(logs: Path) -> None:
     (log,) = (read_log(p) for p in logs.glob("x86_64_v4/stream_attention_fwd/*.jsonl"))
     (study,) = studies_of(log)
-    assert study.best_so_far() == ([1, 2, 3, 4], [1.0, 0.9, 0.5, 0.5])  # the wrong one is counted, and no best
-    assert study.gain == pytest.approx(1 / 0.55) and study.schedule == CpuSchedule(key_tile=64).to_json()
+    at, times = study.best_so_far()
+    assert at == [1, 2, 3, 4] and times == pytest.approx([1.0, 0.9, 0.5, 0.5])  # the wrong one is counted, and no best
+    assert study.verdict.gain == pytest.approx(1 / 0.55)
+    assert study.best is not None and study.best.schedule == CpuSchedule(key_tile=64).to_json()
+
+
+def test_the_last_final_round_says_what_is_best_and_the_page_why_the_default_stays(logs: Path, tmp_path: Path) -> None:
+    """A finalist that was lucky beside others, and is no faster by itself: no row, and no gain."""
+    folder, fast = tmp_path / "lucky", CpuSchedule(key_tile=32)
+    rounds = [
+        record(WINDOW, CpuSchedule(key_tile=64), measured=1.0, default=1.0, stage="search"),
+        record(WINDOW, fast, measured=0.5, default=1.0),
+        record(WINDOW, CpuSchedule(key_tile=128), measured=0.6, default=1.0),
+        record(WINDOW, fast, measured=0.99, default=1.001),
+    ]
+    path = write_log(folder, "x86_64_v4", *rounds)
+    (study,) = studies_of(read_log(path))
+    replayed = decided(WINDOW, "x86_64_v4", folder)
+    assert replayed is not None and replayed.row is None and replayed.verdict == study.verdict
+    assert study.best == rounds[-1] and study.default == 1.001
+    text = write_report(folder, tmp_path / "out").read_text()
+    cells = "<td class=n>1001</td><td class=n>990</td><td class=n>1.01</td>"
+    schedule = "query_lanes=64 key_tile=32 register_rows=4 register_vectors=4"
+    assert f"{cells}<td>{schedule}</td><td>the best is 1.011 times as fast as the default: not beyond 1.02</td>" in text
+
+
+def test_a_gain_is_that_of_the_turns_and_of_what_wins(logs: Path, tmp_path: Path) -> None:
+    """Not the ratio of the medians; nor is a finalist the best that was faster within its spread."""
+    turns = Spread(median=1.3, low=1.2, high=1.4, samples=9)
+    sure = dataclasses.replace(record(WINDOW, CpuSchedule(key_tile=32), measured=0.8), gain=turns)
+    unsure = dataclasses.replace(
+        record(WINDOW, CpuSchedule(key_tile=128), measured=0.7, width=0.6), default=sure.default
+    )
+    path = write_log(tmp_path / "turns", "x86_64_v4", unsure, sure)
+    (study,) = studies_of(read_log(path))
+    assert study.best == sure and study.verdict.gain == 1.3
+    text = write_report(path, tmp_path / "out").read_text()
+    assert "<td class=n>1000</td><td class=n>800</td><td class=n>1.30</td>" in text
+
+
+def test_what_spills_is_no_best_of_a_static_run(logs: Path, tmp_path: Path) -> None:
+    spilling, good = GpuSchedule(rows=64, key_tile=64, stages=3), GpuSchedule(rows=64, key_tile=32, stages=2)
+    searched = [
+        record(GPU, s, predicted=p, spill_bytes=spills, stage="search", number=i)
+        for i, (s, p, spills) in enumerate(
+            ((default_schedule(GPU, TARGETS["sm_90a"]), 1.0, 0), (spilling, 0.2, 64), (good, 0.8, 0))
+        )
+    ]
+    (study,) = studies_of(read_log(write_log(tmp_path / "static", "sm_90a", *searched)))
+    assert (
+        study.verdict.winner is not None
+        and study.best == searched[2]
+        and study.verdict.gain == pytest.approx(1.25)
+        and study.default == 1.0
+    )
+    assert study.best_so_far() == ([1, 3], [1.0, 0.8])
+
+
+def test_a_kernel_that_is_not_to_be_scheduled_any_more_costs_no_page(
+    logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise ScheduleError("no schedule of the fallback file is legal")
+
+    monkeypatch.setattr("nsa_codegen.tuning.report.default_schedule", refuse)
+    assert "<td>no schedule of the fallback file is legal</td>" in write_report(logs, tmp_path / "out").read_text()
+
+
+def test_runs_and_architectures_are_each_ranked_by_themselves(
+    logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs of one kernel, each ranked well, between which the model has changed; and one that is ranked badly."""
+    from matplotlib.figure import Figure
+
+    runs = (
+        ("x86_64_v4", "first", (0.5, 0.6, 0.7), (5.0, 6.0, 7.0)),
+        ("x86_64_v4", "second", (1.5, 1.8, 2.1), (1.0, 1.2, 1.4)),
+        ("x86_64_v3", "other", (1.0, 2.0, 3.0), (3.0, 2.0, 1.0)),
+    )
+    for arch, run, measured, predicted in runs:
+        tried = [
+            record(COMBINE, CpuSchedule(key_tile=t), measured=m, predicted=p, stage="search")
+            for t, m, p in zip(TILES[:3], measured, predicted, strict=True)
+        ]
+        write_log(tmp_path / "runs", arch, *tried, run=run)
+    drawn: dict[str, Any] = {}
+    save = Figure.savefig
+
+    def keep(figure: Any, *given: Any, **named: Any) -> None:
+        (axes,) = figure.axes
+        drawn[f"{len(drawn)} {axes.get_xlabel()}"] = axes
+        save(figure, *given, **named)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    text = write_report(tmp_path / "runs", tmp_path / "out").read_text()
+    for arch, run, name, counts, figures in (
+        ("x86_64_v4", "first", COMBINE, (1, 3), ("1.00", "1.000")),
+        ("x86_64_v4", "second", COMBINE, (1, 3), ("1.00", "1.000")),
+        ("x86_64_v4", "", "combine_fwd", (2, 6), ("1.00", "1.000")),
+        ("x86_64_v4", "", "all", (2, 6), ("1.00", "1.000")),
+        ("x86_64_v3", "other", COMBINE, (1, 3), ("-1.00", "3.000")),
+        ("x86_64_v3", "", "all", (1, 3), ("-1.00", "3.000")),
+    ):
+        numbers = "".join(f"<td class=n>{n}</td>" for n in (*counts, *figures))
+        assert f"<td>{arch}</td><td>{run}</td><td>{name}</td>{numbers}" in text, (arch, run, name)
+    bad, good = (axes for name, axes in drawn.items() if name.endswith("predicted / least predicted"))
+    for axes, ranked, lost in ((good, "1.00", "0.0"), (bad, "-1.00", "200.0")):
+        title = f"Spearman {ranked}, mean over kernels; taking the model's best loses {lost} %"
+        label = axes.get_legend().get_texts()[0].get_text()
+        assert axes.get_title() == title and label == f"combine_fwd, Spearman {ranked}"
+    points = sorted(zip(*good.lines[0].get_data(), strict=True))  # in units of the least of the run
+    assert points == [pytest.approx((x, x)) for x in (1.0, 1.0, 1.2, 1.2, 1.4, 1.4)]
 
 
 def test_without_a_final_round_the_search_says_what_is_best(logs: Path) -> None:
     (log,) = (read_log(p) for p in logs.glob("sm_90a/*/*.jsonl"))
     (study,) = studies_of(log)
-    assert study.default == 1.0 and study.best == 0.8 and study.gain == pytest.approx(1.25)
+    assert study.default == 1.0 and study.verdict.gain == pytest.approx(1.25)
+    assert study.best is not None and study.best.seconds == 0.8
 
 
 def test_honesty_is_by_desc_by_kind_and_over_all(logs: Path) -> None:
-    records = [r for p in logs.rglob("*.jsonl") for r in read_log(p).records]
-    found = {f.name: f for f in honesty(records)}
+    ranked = [pair for p in logs.rglob("*.jsonl") for pair in rankings(read_log(p).records)]
+    found = {f.name: f for f in (*(row for _, row in ranked), *together(ranked))}
     assert set(found) == {str(WINDOW), str(COMBINE), "stream_attention_fwd", "combine_fwd", "all"}
+    assert [f.name for f in together(ranked)] == ["combine_fwd", "stream_attention_fwd", "all"]
     assert found[str(WINDOW)].spearman == pytest.approx(0.8) and found[str(WINDOW)].candidates == 4
     assert found[str(WINDOW)].loss == pytest.approx(0.7 / 0.5)  # the model's best is not the measured one
     assert found[str(COMBINE)].spearman == pytest.approx(-1.0) and found[str(COMBINE)].loss == pytest.approx(4.0)
     assert found["all"].spearman == pytest.approx(-0.1) and found["all"].loss == pytest.approx((1.4 * 4.0) ** 0.5)
-    assert honesty([]) == () and found["all"].to_json()["descs"] == 2
+    assert together([]) == () and found["all"].to_json()["descs"] == 2
 
 
 def test_honesty_takes_times_in_units_of_the_defaults_of_the_same_turns() -> None:
@@ -107,7 +221,8 @@ def test_honesty_takes_times_in_units_of_the_defaults_of_the_same_turns() -> Non
         record(WINDOW, CpuSchedule(key_tile=t), measured=m, default=d, predicted=p, stage="search")
         for t, m, d, p in ((16, 1.0, 1.0, 1.0), (32, 1.8, 2.0, 0.9), (64, 3.2, 4.0, 0.8))
     ]
-    assert honesty(drifting)[0].spearman == pytest.approx(1.0)
+    ((_, row),) = rankings(drifting)
+    assert row.spearman == pytest.approx(1.0)
 
 
 def test_one_log_or_several_can_be_given(logs: Path, tmp_path: Path) -> None:
