@@ -1,15 +1,13 @@
 """One op through the emitted kernels of a GPU target, executed on the CPU: findings, and errors against float64.
 
-An output may be off by three times what eager torch in the same type is, plus 2 ulp of the greatest value. What kernels
-must write holds NaN before they run.
+What kernels must write holds NaN before they run. How far results may be off is in `accuracy`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,37 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import autograd, dispatch, reference
+from .. import autograd, dispatch
 from ..desc import KernelDesc
 from ..device import Executed, emulated
 from ..errors import ExecutionError, SpecError
 from ..needed import backward_descs
 from ..ops import OPS, Sizes
 from ..target import GpuTarget
+from .accuracy import ROUNDED, Values
+from .accuracy import Accuracy as Accuracy
+from .accuracy import judge as judge
 
 assert autograd  # registers the gradients of the ops
 WEIGHTS = ("weight", "bias", "position", "w1", "b1", "w2", "b2")
-_EPS = 2.0**-24
-Values = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Accuracy:
-    """How far one output or gradient is from float64, how far eager torch is, and how far it may be.
-
-    For chosen blocks these are score differences: that of a block taken to a better one that was not.
-    """
-
-    kind: str  # that of the kernel that wrote it
-    name: str
-    error: float
-    eager: float
-    allowed: float
-
-    @property
-    def passed(self) -> bool:
-        """True if the error is within what is allowed; a NaN never is."""
-        return self.error <= self.allowed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +68,7 @@ def check(
     failure = None
     with emulated(target, order=order, seed=seed, cache=cache) as emulation:
         try:
-            with _nan_filled():
+            with nan_filled():
                 found = results_of(desc, values, compiled=True)
         except ExecutionError as error:
             failure = str(error)
@@ -97,7 +77,7 @@ def check(
         accuracies = judge(desc, found, results_of(desc, values), results_of(desc, widened(values)), values)
     return Outcome(
         desc=desc, sizes=sizes, target=target, order=order, seed=seed, launches=tuple(emulation.launches),
-        accuracies=tuple(accuracies), bits=_digest(found), failure=failure,
+        accuracies=tuple(accuracies), bits=digest(found), failure=failure,
     )  # fmt: skip
 
 
@@ -152,7 +132,10 @@ def inputs_of(desc: KernelDesc, sizes: Sizes) -> Values:
 
 
 def results_of(desc: KernelDesc, values: Values, *, compiled: bool = False) -> Values:
-    """Return outputs and gradients by name, for gradients of the outputs that depend on their shapes alone."""
+    """Return outputs and gradients by name, for gradients of the outputs that depend on their shapes alone.
+
+    In float64 also, under `ROUNDED`, what gradients change by where `out` is rounded before more is made of it.
+    """
     op = OPS[desc.op]
     leaves = {name: x.detach().clone().requires_grad_() for name, x in _floating(values) if has_backward(desc)}
     given = _with_leaves(values, leaves)
@@ -161,16 +144,50 @@ def results_of(desc: KernelDesc, values: Values, *, compiled: bool = False) -> V
     found: Values = {name: x.detach() for name, x in named.items()}
     if leaves:
         douts = [_gradient(x, desc, seed) for seed, x in enumerate(outputs)]
+        if outputs[0].dtype == torch.float64 and len(outputs) == 2:
+            found[ROUNDED] = _effect_of_rounding(desc, outputs, leaves, douts[0])
         grads = torch.autograd.grad(outputs, list(leaves.values()), douts, allow_unused=True)
         for name, grad in zip(leaves, grads, strict=True):
             found[f"d{name}"] = torch.zeros_like(leaves[name]) if grad is None else grad
     return found
 
 
+def digest(found: Values) -> str:
+    """Return a digest of every bit of the results."""
+    whole = hashlib.sha256()
+    for name, x in found.items():
+        whole.update(name.encode() + x.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def nan_filled() -> Iterator[None]:
+    """Inside, what torch would leave uninitialised on any device holds NaN, or the greatest integer."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 def _gradient(x: Tensor, desc: KernelDesc, seed: int) -> Tensor:
     drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed + 7), dtype=torch.float32)
     narrow = torch.float32 if seed else getattr(torch, desc.dtype)  # the second output is lse, float32 in every dtype
-    return drawn.to(narrow).to(x.dtype)
+    return drawn.to(narrow).to(x)
+
+
+def _effect_of_rounding(desc: KernelDesc, outputs: Sequence[Tensor], leaves: Values, dout: Tensor) -> Values:
+    """Return what each gradient, by its name, changes by if `out` is rounded to the desc's type in dout . out.
+
+    A score's gradient is ds = p * (dp - delta) with delta = dout . out - dlse, and with few keys in sight dp and delta
+    nearly cancel. 2 ulp of the norm of the sum's terms, ten times what their roundings come to, stand for a gradient
+    of the log-sum-exp.
+    """
+    out, lse = outputs
+    unit = 2 * torch.finfo(getattr(torch, desc.dtype)).eps * (out.detach() * dout).norm(dim=-1)
+    found = torch.autograd.grad(lse, list(leaves.values()), unit, retain_graph=True, allow_unused=True)
+    return {f"d{name}": x for name, x in zip(leaves, found, strict=True) if x is not None}
 
 
 def _floating(values: Values) -> Iterator[tuple[str, Tensor]]:
@@ -198,94 +215,3 @@ def widened(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [widened(v) for v in value]
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def judge(desc: KernelDesc, got: Values, eager: Values, exact: Values, values: Values) -> list[Accuracy]:
-    """Return the accuracy of every output and gradient; the results are `results_of`'s for the inputs `values`."""
-    outputs = OPS[desc.op].outputs
-    largest = max((_largest(x) for name, x in exact.items() if name not in outputs), default=0.0)
-    found = []
-    for name, x in exact.items():
-        if name == "indices":
-            found.append(_selection(desc, got[name], x, values))
-            continue
-        kind = f"{desc.op}_{'fwd' if name in outputs else 'bwd'}"
-        # A gradient that is 0 but for rounding is a sum of parts as large as other gradients.
-        cancels = kind.endswith("bwd") and _largest(x) < 1e-12 * largest
-        found.append(_accuracy(kind, name, got[name], eager[name], x, largest if cancels else 0.0))
-    return found
-
-
-def _accuracy(kind: str, name: str, got: Tensor, eager: Tensor, exact: Tensor, term: float) -> Accuracy:
-    error, other = _error(got, exact), _error(eager, exact)
-    allowed = 3 * other + 2 * torch.finfo(eager.dtype).eps * max(term, _largest(exact))
-    if got.shape != exact.shape or got.dtype != eager.dtype:
-        error = math.nan
-    return Accuracy(kind=kind, name=name, error=error, eager=other, allowed=allowed)
-
-
-def _error(got: Tensor, exact: Tensor) -> float:
-    """Return the greatest difference, NaN if there is one; equal infinities do not differ."""
-    difference = torch.where(got.double() == exact, 0.0, (got.double() - exact).abs())
-    return float(difference.max()) if difference.numel() else 0.0
-
-
-def _largest(x: Tensor) -> float:
-    finite = x[x.isfinite()]
-    return float(finite.abs().max()) if finite.numel() else 0.0
-
-
-def _selection(desc: KernelDesc, got: Tensor, exact: Tensor, values: Values) -> Accuracy:
-    """Compare chosen blocks with float64's; a block may stand for another whose score is equal but for rounding."""
-    q, k, block = values["q"].double(), values["k"].double(), desc.size("block")
-    options: Values = {"method": desc.word("method"), "block_size": block, "q_start": values["q_start"]}
-    if options["method"] == "mean_key":
-        k = k.repeat_interleave(block, dim=1)
-        tail = values["q_start"] + q.shape[1] - k.shape[1]
-        k = torch.cat([k, k.new_zeros((k.shape[0], max(0, tail), *k.shape[2:]))], dim=1)
-        terms = desc.size("dk") * desc.size("group")
-    else:
-        options |= {"kernel": desc.size("kernel"), "stride": desc.size("stride"), "scale": values["scale"]}
-        terms = k.shape[1] + (desc.size("dk") + 4) * 8
-    options |= {"num_initial": desc.size("initial"), "num_local": desc.size("local")}
-    scores, _ = reference.block_scores(q, k, **options)
-    scores = torch.nn.functional.pad(scores, (0, 1), value=0.0)  # an index of -1 reads the last
-    mine, theirs = (_members(x, scores.shape) for x in (got, exact))
-    name = "block_indices"
-    kind = f"{desc.op}_fwd"
-    rising = (got[..., 1:] > got[..., :-1]) | (got[..., 1:] < 0)
-    if not (torch.equal(mine.sum(-1), theirs.sum(-1)) and torch.equal(got >= 0, exact >= 0) and bool(rising.all())):
-        return Accuracy(kind=kind, name=name, error=math.nan, eager=0.0, allowed=0.0)
-    missed = scores.masked_fill(~(theirs & ~mine), -math.inf).amax(dim=-1)
-    taken = scores.masked_fill(~(mine & ~theirs), math.inf).amin(dim=-1)
-    gap = (missed - taken).clamp(min=0.0)
-    finite = scores[scores.isfinite()]
-    allowed = 8 * terms * _EPS * float(finite.abs().max()) if finite.numel() else 0.0
-    return Accuracy(kind=kind, name=name, error=float(gap.max()), eager=0.0, allowed=allowed)
-
-
-def _members(lists: Tensor, shape: torch.Size) -> Tensor:
-    """Return which blocks each list names; the last place is for what is neither a block nor -1."""
-    inside = torch.where((lists >= 0) & (lists < shape[-1] - 1), lists.long(), shape[-1] - 1)
-    found = torch.zeros(shape, dtype=torch.bool).scatter_(-1, inside, True)
-    found[..., -1] = ((lists < -1) | (lists >= shape[-1] - 1)).any(dim=-1)
-    return found
-
-
-def _digest(found: Values) -> str:
-    """Return a digest of every bit of the results."""
-    digest = hashlib.sha256()
-    for name, x in found.items():
-        digest.update(name.encode() + x.contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-@contextlib.contextmanager
-def _nan_filled() -> Iterator[None]:
-    """Inside, what torch would leave uninitialised holds NaN, or the greatest integer."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)

@@ -126,7 +126,8 @@ that ran:
   at exit: each kernel's report is empty, and every opcode has a model;
 - outputs, filled with NaN before, are wholly written;
 - the error against float64 is at most three times that of eager torch in the same type plus 2 ulp of the greatest
-  value; chosen blocks are float64's, but for blocks whose scores differ by rounding;
+  value, as a whole and in each row, as of a key; forced blocks are float64's, and so are chosen ones, but for blocks
+  whose scores differ by rounding;
 - every order gives the same bits.
 
 How tensor cores round their sums, and what approximate functions give in their last bits, is not modelled and not
@@ -153,8 +154,9 @@ bound.
 {cases}
 
 Those from the seed preset's on are the kernels whose texts are in `generated/`. Lists of blocks hold -1, blocks twice,
-blocks after the query, and one query has none. Of compressed keys the first queries see none. A backward runs on the
-results of its forward.
+blocks after the query, and one query has none. Of compressed keys the first queries see none. Those that stand past
+position 100 have blocks to choose among and windows behind which keys lie. A backward runs on the results of its
+forward.
 """
 
 

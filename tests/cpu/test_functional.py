@@ -12,20 +12,17 @@ from cases import (
     SMALL_MODELS,
     SPEC_KERNELS,
     SPECS,
-    assert_accurate,
-    assert_selected,
-    compare_gradients,
     compress,
     draw,
     drawn,
     kernels_of,
     model_spec,
     qkv,
-    term_of,
     weights,
 )
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from judges import assert_accurate, assert_selected, compare_gradients, term_of
 from torch import Tensor
 
 from nsa_codegen import functional, reference

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases import compare_gradients, draw, draw_exact, kernels_of
+from cases import draw, draw_exact, kernels_of
+from judges import compare_gradients
 from torch import Tensor
 from torch.nn.functional import gelu
 

@@ -13,9 +13,6 @@ import torch
 from cases import (
     LENGTHS,
     ROWS,
-    assert_accurate,
-    assert_selected,
-    compare_gradients,
     drawn,
     make_inputs,
     nan_filled,
@@ -24,6 +21,7 @@ from cases import (
 )
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from judges import assert_accurate, assert_selected, compare_gradients
 from torch import Tensor
 
 from nsa_codegen import dispatch, functional

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases import SPEC_KERNELS, SPECS, assert_accurate, draw, draw_exact, make_inputs, nsa, nsa_inputs
+from cases import SPEC_KERNELS, SPECS, draw, draw_exact, make_inputs, nsa, nsa_inputs
+from judges import assert_accurate
 from torch import Tensor
 
 from nsa_codegen import dispatch, functional, reference
@@ -381,7 +382,8 @@ NARROW = """
 import sys
 import torch
 sys.path.insert(0, sys.argv[1])
-from cases import SPECS, assert_accurate, compare_gradients, draw, qkv
+from cases import SPECS, draw, qkv
+from judges import assert_accurate, compare_gradients
 from nsa_codegen import dispatch, functional
 from nsa_codegen.target import native_target
 torch.set_num_threads(1)

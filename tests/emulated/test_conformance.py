@@ -8,7 +8,8 @@ import math
 
 import pytest
 import torch
-from cases import assert_accurate, assert_selected, compare_gradients, nan_filled, widened
+from cases import nan_filled, widened
+from judges import assert_accurate, assert_selected, compare_gradients
 
 from nsa_codegen import dispatch, functional
 from nsa_codegen.conformance import CASES, ORDERS, TARGETS, check, run_op
