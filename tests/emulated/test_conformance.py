@@ -15,9 +15,11 @@ from nsa_codegen import dispatch, functional
 from nsa_codegen.conformance import CASES, ORDERS, TARGETS, check, run_op
 from nsa_codegen.conformance.cases import LATE, LONG_COMPRESSED, LONG_LISTS, RAGGED, SHIPPED, TILES
 from nsa_codegen.conformance.check import has_backward
+from nsa_codegen.conformance.on_gpu import row_of
 from nsa_codegen.conformance.results import merged
 from nsa_codegen.desc import KernelDesc, takes_lse
 from nsa_codegen.device import emulated
+from nsa_codegen.errors import InputError
 from nsa_codegen.index_sets import complete
 from nsa_codegen.needed import backward_descs
 from nsa_codegen.ops import OPS
@@ -232,11 +234,14 @@ def test_gradients_of_keys_that_many_share_have_equal_bits_in_every_order_and_ba
 @pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize("desc", [WINDOW, GATHER], ids=lambda d: d.op)
 def test_a_later_token_changes_nothing_before_it(on, desc, arch):
-    """Against kf05: the future leaks. Tokens from 40 on get other values, even infinite ones; none has a gradient."""
+    """Against kf05: the future leaks. Tokens from 40 on get infinite keys and large values; none has a gradient.
+
+    Infinite values are left out: 0 times infinity is NaN, in eager torch as well.
+    """
     values = draw_inputs(desc, TILES, 12)
     changed = {n: x.clone() if isinstance(x, torch.Tensor) else x for n, x in values.items()}
-    for name in ("k", "v"):
-        changed[name][:, 40:] = draw_inputs(desc, TILES, 13)[name][:, 40:] * 100
+    changed["k"][:, 40:] = math.inf
+    changed["v"][:, 40:] = draw_inputs(desc, TILES, 13)["v"][:, 40:] * 100
     with on(arch):
         leaves = {n: values[n].clone().requires_grad_() for n in ("q", "k", "v")}
         out, lse = run_op(desc, {**values, **leaves})
@@ -302,6 +307,23 @@ def test_indices_out_of_range_and_duplicates_add_nothing(on, arch):
     assert_same_bits(found[2], found[0])
 
 
+def test_in_debug_mode_an_index_out_of_range_is_an_error(on, monkeypatch):
+    """Also the number of blocks itself, and on the CPU in any mode."""
+    values = draw_inputs(GATHER, RAGGED, 15)
+    blocks = -(-RAGGED.keys // GATHER.size("block"))
+    monkeypatch.setattr(dispatch, "DEBUG", True)
+    for bad in (blocks, -2):
+        values["block_indices"][1, 7, 0, 2] = bad
+        message = f"block_indices holds {bad}; allowed are -1 .no block. and 0 .. {blocks - 1}"
+        with on("sm_80"), pytest.raises(InputError, match=message):
+            run_op(GATHER, values)
+        with pytest.raises(InputError, match=message):
+            run_op(GATHER, values)
+    monkeypatch.setattr(dispatch, "DEBUG", False)
+    with pytest.raises(InputError, match=message):
+        run_op(GATHER, values)
+
+
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 def test_a_window_of_w_is_w_tokens(on, arch):
     """Against kf18: w+1 tokens. With equal keys a value that stands out adds 1/w of itself, for w queries."""
@@ -346,3 +368,30 @@ def test_the_check_of_conformance_sees_wrong_results(cache, monkeypatch):
         outcome = check(desc, RAGGED, target, cache=cache)
         assert outcome.failure is None and not outcome.passed
         assert {a.kind for a in outcome.accuracies if not a.passed} == {"combine_fwd", "combine_bwd"}
+
+
+def test_the_run_on_a_gpu_sees_what_the_executor_sees(on, monkeypatch):
+    """Here over tensors of the CPU: an output that is not written, and bits that differ from run to run."""
+    case, cpu = next(case for case in CASES if case.desc.op == "combine"), torch.device("cpu")
+    real, calls = dispatch._run_gpu, []
+
+    def damaged(change):
+        def run(desc, *arguments, **options):
+            calls.append(desc)
+            return tuple(change(x) for x in real(desc, *arguments, **options))
+
+        return run
+
+    def another_bit(x):
+        return torch.where(x == x.max(), x * (1 + 2**-10), x) if len(calls) > 2 else x
+
+    with on("sm_90a"):
+        row = row_of(case, RAGGED, cpu)
+        assert row["passed"] and row["same_bits"]
+        monkeypatch.setattr(dispatch, "_run_gpu", damaged(torch.empty_like))
+        assert not row_of(case, RAGGED, cpu)["passed"]
+        calls.clear()
+        monkeypatch.setattr(dispatch, "_run_gpu", damaged(another_bit))
+        row = row_of(case, RAGGED, cpu)
+        assert not row["passed"] and not row["same_bits"]
+        assert all(error <= allowed for error, _, allowed in row["errors"].values())
