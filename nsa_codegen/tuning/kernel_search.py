@@ -145,9 +145,10 @@ class KernelSearch:
             self._finals = self._logged_finals()
             return False
         schedules = tuple(self._schedule(r.schedule) for r in chosen)
+        seconds = self._options.final_seconds
         outcome = self._tuner.measure(
-            self._problem, self._space.default, self._tuner.tools.finals, schedules, self._options.final_seconds,
-            anew=True,
+            self._problem, self._space.default, self._tuner.tools.finals, schedules, seconds, anew=True,
+            limit=seconds + self._options.seconds * (len(schedules) + 1),
         )  # fmt: skip
         failed = Judged(status=outcome.status, reason=outcome.reason)
         found = outcome.value if outcome.status == "ok" else (failed,) * len(chosen)
@@ -283,10 +284,13 @@ class KernelSearch:
         )  # fmt: skip
 
     def _keep(self, record: Record) -> None:
-        """Keep a record in the study, then in the log, then finish its trial: in this order, so that none gets lost."""
-        self.study.keep(record)
-        append(self._log, record)
-        self.study.tell(record.number, self._cost_of(record))
+        """Keep a record in the study, then in the log, then finish its trial: in this order, so that none gets lost.
+
+        One of a claim that another tuner took over meanwhile is left to that one.
+        """
+        if self.study.keep(record):
+            append(self._log, record)
+            self.study.tell(record.number, self._cost_of(record))
         self._tuner.report(self.found)
 
     def _cost_of(self, record: Record) -> float | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -27,6 +28,7 @@ STAGES = ("search", "final")
 META_SUFFIX = ".meta.json"
 LOGS = "tuning_logs"
 DEVICE_FACTS = ("processor", "gpu", "driver", "cores", "threads")  # of an environment: what times belong to
+COMPILER_FACTS = ("compiler", "nvcc", "tilelang")  # and what made the kernels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +140,11 @@ class Record:
                 raise TuningLogError(f"the record's {name} is {found[name]!r}; every value must be an integer")
         for name in SPREADS:
             found[name] = None if found[name] is None else _spread(name, found[name])
+        if found["predicted"] is not None and not _is_positive(found["predicted"].get("seconds")):
+            raise TuningLogError(f"the record's predicted is {found['predicted']!r}; it must have seconds, more than 0")
         try:
             found["desc"] = KernelDesc.from_json(found["desc"])
+            hash(found["desc"])
         except (KeyError, TypeError, NSAError) as error:
             raise TuningLogError(f"the record's desc is none: {type(error).__name__}: {error}") from error
         return cls(**found)
@@ -221,8 +226,14 @@ def append(path: Path, record: Record) -> None:
             return
         if record.stage == "search":
             _require_number_is_free(path, record, lines)
-        os.write(handle, _mend(handle, content) + line + b"\n")
+        _write_all(handle, _mend(handle, content) + line + b"\n")
         os.fsync(handle)
+
+
+def _write_all(handle: int, data: bytes) -> None:
+    """Write all of `data`; a disk that is full takes part of it, and refuses the rest with an `OSError`."""
+    while data:
+        data = data[os.write(handle, data) :]
 
 
 def _require_number_is_free(path: Path, record: Record, lines: list[bytes]) -> None:
@@ -255,9 +266,11 @@ def write_meta(path: Path, meta: Meta) -> None:
 
 
 def require_same_machine(before: Meta, now: Meta, where: Path) -> None:
-    """Raise `TuningLogError` if the two differ in run, target, judge, or device: one log is of one machine."""
+    """Raise `TuningLogError` if the two differ in run, target, judge, device or compilers: a log is of one machine."""
     pairs = [(name, getattr(before, name), getattr(now, name)) for name in ("run", "target", "judge")]
-    pairs += [(name, before.environment.get(name), now.environment.get(name)) for name in DEVICE_FACTS]
+    pairs += [
+        (name, before.environment.get(name), now.environment.get(name)) for name in (*DEVICE_FACTS, *COMPILER_FACTS)
+    ]
     for name, old, new in pairs:
         if old != new:
             raise TuningLogError(
@@ -329,10 +342,16 @@ def _fields_of(what: str, data: Any, cls: type[Record] | type[Meta]) -> dict[str
 
 
 def _spread(name: str, data: dict[str, Any]) -> Spread:
-    kinds: dict[str, Any] = {f.name: int if f.name == "samples" else (int, float) for f in fields(Spread)}
-    if data.keys() != kinds.keys() or any(not isinstance(data[n], k) for n, k in kinds.items()):
-        raise TuningLogError(f"the record's {name} is {data!r}; it must have the numbers {sorted(kinds)}")
+    names = {f.name for f in fields(Spread)}
+    if data.keys() != names or not all(map(_is_positive, data.values())) or type(data["samples"]) is not int:
+        raise TuningLogError(
+            f"the record's {name} is {data!r}; it must have the numbers {sorted(names)}, greater than 0"
+        )
     return Spread(**data)
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf
 
 
 def _read_meta(path: Path) -> Meta:

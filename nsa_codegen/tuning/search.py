@@ -88,12 +88,13 @@ class Tuner:
 
     def measure(
         self, problem: Problem, default: Schedule, function: Callable[..., Any], what: Any, seconds: float,
-        *, anew: bool = False,
+        *, anew: bool = False, limit: float | None = None,
     ) -> Outcome:  # fmt: skip
         """Return the outcome of `function(problem, what, target, default, seconds)` in the process that measures.
 
-        It is made ready for `problem` if it is not, and begins with it if `anew`. No tuner of this machine measures or
-        builds meanwhile. Raises `TuningError` if it can't be made ready.
+        It takes `limit` seconds at most, by default those of one candidate. The process is made ready for `problem` if
+        it is not, and begins with it if `anew`. No tuner of this machine measures or builds meanwhile. Raises
+        `TuningError` if it can't be made ready.
         """
         if anew:
             self._judge.close()
@@ -101,7 +102,8 @@ class Tuner:
         if self._prepared != (problem, self._judge.starts) or not self._judge.is_alive:
             self._prepare(problem, default)
         with self._machine(alone=True):
-            return self._judge.call(function, problem, what, target, default, seconds, seconds=self.options.seconds)
+            most = self.options.seconds if limit is None else limit
+            return self._judge.call(function, problem, what, target, default, seconds, seconds=most)
 
     def _prepare(self, problem: Problem, default: Schedule) -> None:
         target, scratch = self.options.target, self.options.scratch

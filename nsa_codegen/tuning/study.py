@@ -248,9 +248,16 @@ class SharedStudy:
             self._study.tell(trial.number, state=TrialState.FAIL)
         return None
 
-    def keep(self, record: Record) -> None:
-        """Keep the record of a trial that this tuner claimed, before it is logged and told."""
-        self._set(record.number, RECORD, json.dumps(record.to_json(), sort_keys=True, allow_nan=False))
+    def keep(self, record: Record) -> bool:
+        """Keep the record of a trial that this tuner claimed, before it is logged and told.
+
+        Returns whether the claim was still its own: another tuner takes one over that it holds for that of a dead one.
+        """
+        try:
+            self._set(record.number, RECORD, json.dumps(record.to_json(), sort_keys=True, allow_nan=False))
+        except optuna.exceptions.UpdateFinishedTrialError:
+            return False
+        return True
 
     def tell(self, number: int, value: float | None) -> None:
         """Finish a trial: with its value, the less the better, or as one that came to nothing."""
@@ -275,9 +282,10 @@ class SharedStudy:
         return len(gone)
 
     def give_up(self, claim: Claim, reason: str) -> None:
-        """Give up a claim of this tuner, so that its schedule is free again."""
-        self._set(claim.number, VOID, reason)
-        self._study.tell(claim.number, state=TrialState.FAIL)
+        """Give up a claim of this tuner, so that its schedule is free again; another may have taken it over already."""
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            self._set(claim.number, VOID, reason)
+            self._study.tell(claim.number, state=TrialState.FAIL)
 
     def first_to(self, what: str) -> bool:
         """Return whether this tuner is to do `what`, which is done once for this study: `done_with` ends it.

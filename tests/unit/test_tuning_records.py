@@ -1,6 +1,7 @@
 """Tuning logs: what is written is read; a torn last line costs itself only; anything else that is off is refused."""
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -9,7 +10,17 @@ from tuning_fakes import DESC, META, TARGET
 
 from nsa_codegen.errors import TuningLogError
 from nsa_codegen.index_sets import window
-from nsa_codegen.tuning.records import FORMAT, Record, Spread, append, log_path, meta_path, read_log, write_meta
+from nsa_codegen.tuning.records import (
+    FORMAT,
+    Record,
+    Spread,
+    append,
+    log_path,
+    meta_path,
+    read_log,
+    require_same_machine,
+    write_meta,
+)
 
 SPREAD = Spread(median=0.5, low=0.25, high=0.75, samples=7)
 RECORD = Record(
@@ -96,7 +107,16 @@ def test_a_whole_last_line_without_its_newline_is_kept(log):
         (json.dumps(RECORD.to_json() | {"error": "big"}), "error is 'big'"),
         (json.dumps(RECORD.to_json() | {"schedule": {"key_tile": 1.5}}), "must be an integer"),
         (json.dumps(RECORD.to_json() | {"measured": {"median": 1}}), "must have the numbers"),
+        *(
+            (json.dumps(RECORD.to_json() | {"measured": RECORD.to_json()["measured"] | {"median": x}}), "measured is")
+            for x in (0, -1.0, True, "1")
+        ),
+        *(
+            (json.dumps(RECORD.to_json() | {"predicted": x}), "predicted is")
+            for x in ({}, {"seconds": None}, {"seconds": "1"}, {"seconds": 0}, {"seconds": True})
+        ),
         (json.dumps(RECORD.to_json() | {"desc": {"op": "combine"}}), "desc is none"),
+        (json.dumps(RECORD.to_json() | {"desc": {**DESC.to_json(), "dims": {"dv": [16]}}}), "desc is none"),
         (json.dumps(RECORD.to_json() | {"extra": 1}), "has ['extra']"),
         (json.dumps({k: v for k, v in RECORD.to_json().items() if k != "when"}), "lacks the fields ['when']"),
         (json.dumps(RECORD.to_json()).replace("1.5", "NaN"), "NaN is no number"),
@@ -136,6 +156,27 @@ def test_spaces_gather_in_the_meta_and_another_machine_is_refused(log):
         with pytest.raises(TuningLogError, match="choose another --run") as caught:
             write_meta(log, other)
         assert said in str(caught.value)
+
+
+def test_another_compiler_is_another_run(log):
+    with pytest.raises(TuningLogError, match=r"of compiler 'g\+\+ 12', and this run of 'clang 19'"):
+        require_same_machine(*(replace(META, environment={"compiler": c}) for c in ("g++ 12", "clang 19")), log)
+
+
+def test_a_disk_that_takes_part_of_a_line_is_asked_again_or_refuses(log, monkeypatch):
+    whole = os.write
+    monkeypatch.setattr(os, "write", lambda handle, data: whole(handle, data[:7]))
+    added = replace(RECORD, number=6)
+    append(log, added)
+    assert read_log(log).records == (RECORD, REFUSED, added)
+
+    def full(handle, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        append(log, replace(RECORD, number=7))
+    assert read_log(log).records == (RECORD, REFUSED, added)
 
 
 def test_infinite_numbers_are_never_written(log):

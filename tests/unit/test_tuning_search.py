@@ -21,7 +21,7 @@ import tuning_fakes as fakes
 from tuning_fakes import DESC, META, TARGET
 
 from nsa_codegen.errors import TuningError, TuningLogError
-from nsa_codegen.tuning import kernel_search, winners
+from nsa_codegen.tuning import kernel_search, search, winners
 from nsa_codegen.tuning.options import Tools
 from nsa_codegen.tuning.records import Judged, append, log_path, read_log
 from nsa_codegen.tuning.search import Tuner, require_new_run
@@ -158,6 +158,30 @@ def test_what_wins_against_others_is_held_to_the_default_by_itself(tmp_path):
     numbered = [Numbered(line=i, record=r) for i, r in enumerate(read_log(tmp_path / LOG).records, start=1)]
     said = verdict(fakes.DESC, fakes.TARGET, numbered)
     assert said.winner is None and said.decided and said.beaten == (finals[3].schedule,)
+
+
+def test_a_final_round_has_the_time_of_all_that_it_measures(tmp_path):
+    tools = replace(TOOLS, build=fakes.build_apart, judge=fakes.slow_judge, finals=fakes.slow_finals)
+    found, _, finals = tune(tmp_path, tools, trials=4, seconds=1.5)
+    assert finals and {r.status for r in finals} == {"ok"} and found.gain is not None
+
+
+def test_a_claim_that_another_tuner_took_over_is_that_ones(tmp_path, monkeypatch):
+    """As of a machine that slept: what it judged is not logged twice, and what it had claimed is not given up twice."""
+    lost = []
+
+    class Overtaken(kernel_search.KernelSearch):
+        def judge(self, claims):
+            if not lost:
+                lost.extend(claims)
+                for claim in claims:
+                    self.study.give_up(claim, "its tuner is gone")
+            super().judge(claims)
+
+    monkeypatch.setattr(search, "KernelSearch", Overtaken)
+    found, legal, _ = tune(tmp_path, trials=4)
+    assert len(lost) > 1 and len(legal) >= 4
+    assert not {claim.number for claim in lost} & {r.number for r in found.records}
 
 
 def test_a_final_round_that_fails_ends_the_search(tmp_path):
