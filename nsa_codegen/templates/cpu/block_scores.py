@@ -46,6 +46,14 @@ class BlockScores:
         )
 
 
+def is_masked(tile: RowTile, group: int, is_seen_in_part: Any) -> Any:
+    """Return whether the scores of a step are masked: if not all keys are seen, or if lanes of a chunk hold no head.
+
+    A lane without a head would weigh all keys alike, and its weights be added to those of the group.
+    """
+    return True if group % tile.chunks else is_seen_in_part
+
+
 @T.macro
 def keep_sums(sums: Any, tops: Any, facts: Any, worker: Any, i: Any, s: Any, rows: Any, top: Any) -> None:
     """Keep the block sums of the weights `s` of tile `i`, and the maximum that they are relative to."""

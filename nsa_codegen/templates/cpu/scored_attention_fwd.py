@@ -12,7 +12,7 @@ from ...desc import KernelDesc
 from ...schedule import Schedule
 from ...target import Target
 from ...tiling import padded
-from .block_scores import BlockScores, add_scores, keep_sums, list_blocks
+from .block_scores import BlockScores, add_scores, is_masked, keep_sums, list_blocks
 from .common import (
     NEG_INF,
     STORAGE,
@@ -107,7 +107,7 @@ def get_scored_attention_fwd_kernel(desc: KernelDesc, schedule: Schedule, target
                                 ),
                                 *(b, j0, h),
                             )
-                            if j0 + rows > bound_at(seen, q_start + t0, keys):
+                            if is_masked(tile, group, j0 + rows > bound_at(seen, q_start + t0, keys)):
                                 call(f"mask_lanes<{lanes}, 1>", s.data, lo.data, hi.data, j0, rows)
                             step.weigh(s, p, rows, scale, top, total, alpha, kept=True)
                         else:

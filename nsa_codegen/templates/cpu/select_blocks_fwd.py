@@ -13,7 +13,7 @@ from ...desc import KernelDesc
 from ...schedule import Schedule
 from ...target import Target
 from ...tiling import padded
-from .block_scores import BlockScores, add_scores, invert, keep_sums, list_blocks
+from .block_scores import BlockScores, add_scores, invert, is_masked, keep_sums, list_blocks
 from .common import (
     ELEMENT,
     FEW_LANES,
@@ -102,7 +102,7 @@ def compressed_kernel(desc: KernelDesc, schedule: Schedule) -> Any:
                             if lanes <= FEW_LANES
                             else lines_of(dtype, q, heads, filled, (i, passes), b, t0, h, chunk * heads, ahead=True),
                         )
-                        if j0 + rows > bound_at(seen, q_start + t0, keys):
+                        if is_masked(tile, group, j0 + rows > bound_at(seen, q_start + t0, keys)):
                             call(f"mask_lanes<{lanes}, 1>", s.data, lo.data, hi.data, j0, rows)
                         call(f"softmax_step<{lanes}>", s.data, rows, top.data, total.data, factor.data)
                         keep_sums(sums, tops, facts, worker, i, s, rows, top)
