@@ -38,6 +38,7 @@ def _stream_backward(
     scale: float,
 ) -> tuple[Tensor, ...]:
     q, k, v, out, lse, dout, dlse = (x.contiguous() for x in (q, k, v, out, lse, dout, dlse))
+    dlse = _without_empty_rows(dlse, lse)
     desc = stream_desc(visible, dtype_name(q), q.shape[2] // k.shape[2], q.shape[3], v.shape[3])
     shared = {"q": q, "k": k, "v": v, "q_start": q_start, "scale": scale}
     given = {**shared, "lse": lse, "dout": dout}
@@ -48,6 +49,11 @@ def _stream_backward(
     by_runs, by_sums = backward_descs(desc)
     grad_q, parts_k, parts_v = run(by_runs, **given, dlse=dlse)
     return grad_q, *run(by_sums, **shared, parts_k=parts_k, parts_v=parts_v)
+
+
+def _without_empty_rows(dlse: Tensor, lse: Tensor) -> Tensor:
+    """Return dlse with 0 for rows that see no key: their lse is constant, and a loss may give them inf or NaN."""
+    return dlse.masked_fill(lse == -torch.inf, 0.0)
 
 
 @fake_op("stream_attention_backward")
@@ -74,6 +80,7 @@ def _gather_backward(
     scale: float,
 ) -> tuple[Tensor, ...]:
     q, k, v, out, lse, dout, dlse = (x.contiguous() for x in (q, k, v, out, lse, dout, dlse))
+    dlse = _without_empty_rows(dlse, lse)
     n, group = block_indices.shape[3], q.shape[2] // k.shape[2]
     desc = gather_desc(
         dtype_name(q), group, q.shape[3], v.shape[3], block, n, causal, dispatch.packed_source(dtype_name(q))

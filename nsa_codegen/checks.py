@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import operator
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,14 +15,16 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 
-from .desc import DTYPES
-from .device import device_target
-from .errors import ForwardDerivativeError, InputError, TargetError
+from .desc import DTYPES, KernelDesc
+from .device import device_target, emulated_target
+from .errors import ForwardDerivativeError, InputError, ScheduleError, TargetError
 from .index_sets import RangeSet, TopK, require_choice
 from .program import Phi, Program
 from .reference.precision import arithmetic_dtype
+from .selection import select
 from .sizes import MAX_POSITION
 from .spec import NSASpec
+from .target import GpuTarget
 
 _NOT_EMPTY = ("H", "Hkv", "Dk", "Dv", "D")  # axes of at least 1
 HEAD_DIM_STEP = 16  # what matrix instructions of GPUs take at a time
@@ -303,14 +306,17 @@ def checked_scale(call: str, scale: float | None, q: Tensor) -> float:
     return float(scale)
 
 
-def use_compiled(call: str, impl: str, q: Tensor) -> bool:
-    """Return whether to run kernels: `"auto"` falls back to the reference and logs why, `"compiled"` never does."""
+def use_compiled(call: str, impl: str, q: Tensor, needs: Callable[[], Iterable[KernelDesc]] = tuple) -> bool:
+    """Return whether to run kernels: `"auto"` falls back to the reference and logs why, `"compiled"` never does.
+
+    `needs` returns the descs of the call that a GPU may have no schedule for, its gradients' among them.
+    """
     require_choice(call, "impl", impl, IMPLS)
     if impl == "reference":
         return False
     reason = None
-    if q.device.type == "cuda":
-        reason = _lacking_on_gpu(q)
+    if q.device.type == "cuda" or _is_emulated():
+        reason = _lacking_on_gpu(q, needs)
     elif q.device.type != "cpu":
         reason = f"tensors on {q.device} have no kernels (the CPU and CUDA devices have)"
     elif str(q.dtype).removeprefix("torch.") not in DTYPES:
@@ -342,7 +348,11 @@ def _tangent(x: Tensor) -> Tensor | None:
     return tangent
 
 
-def _lacking_on_gpu(q: Tensor) -> str | None:
+def _is_emulated() -> bool:
+    return not torch.compiler.is_compiling() and emulated_target() is not None
+
+
+def _lacking_on_gpu(q: Tensor, needs: Callable[[], Iterable[KernelDesc]]) -> str | None:
     """Return why there are no kernels for `q` on its GPU, or None."""
     if torch.version.hip is not None:
         return "AMD GPUs have source only"
@@ -351,7 +361,18 @@ def _lacking_on_gpu(q: Tensor) -> str | None:
     if q.shape[3] % HEAD_DIM_STEP:
         return f"head dim {q.shape[3]} has no GPU kernels (multiples of {HEAD_DIM_STEP} have)"
     try:
-        device_target(q.device)
+        target = device_target(q.device) if q.is_cuda else emulated_target()
     except TargetError as error:
+        return str(error)
+    if torch.compiler.is_compiling() or target is None:  # rows of schedules are files
+        return None
+    return next((reason for desc in needs() if (reason := _lacks_schedule(desc, target)) is not None), None)
+
+
+@functools.lru_cache(maxsize=1024)
+def _lacks_schedule(desc: KernelDesc, target: GpuTarget) -> str | None:
+    try:
+        select(desc, target)
+    except ScheduleError as error:
         return str(error)
     return None

@@ -8,6 +8,7 @@ by default the last query stands at the last key, so that decoding with a cache 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from operator import index
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import autograd as _gradients  # noqa: F401 - registers the gradients of the ops
-from . import inference, reference, training
+from . import calls, inference, reference, training
 from .checks import (
     checked_means,
     checked_paths,
@@ -128,7 +129,8 @@ def select_blocks(
     """
     call = "select_blocks"
     require_choice(call, "method", method, SCORES)
-    require_numbers(call, TopK(score=method, n=num_selected, block=block_size, initial=num_initial, local=num_local))
+    visible = TopK(score=method, n=num_selected, block=block_size, initial=num_initial, local=num_local)
+    require_numbers(call, visible)
     require_tensor(call, "q", q, "B T H Dk")
     require_tensor(call, "k", k, "B S Hkv Dk")
     require_alike(call, q=q, k=k)
@@ -145,7 +147,7 @@ def select_blocks(
         kernel = stride = None
         start = checked_start(call, q_start, q, k.shape[1])
     q, k = q.detach(), k.detach()
-    if use_compiled(call, impl, q):
+    if use_compiled(call, impl, q, lambda: calls.selected(q, k, visible, kernel, stride)):
         sizes = (block_size, num_selected, num_initial, num_local, kernel or 0, stride or 0)
         indices: Tensor = _ops.select_blocks(q, k, method, *sizes, factor, start)
         return indices
@@ -203,7 +205,7 @@ def selected_attention(
     require_lists(call, block_indices, q, k)
     factor = checked_scale(call, scale, q)
     start = checked_start(call, q_start, q, k.shape[1]) if causal else checked_position(call, q_start, q)
-    if use_compiled(call, impl, q):
+    if use_compiled(call, impl, q, lambda: calls.gathered(q, k, v, block_indices, block_size, causal)):
         refuse_forward_derivatives(call, (q, k, v))
         out, lse = _ops.gather_attention(q, k, v, block_indices, block_size, causal, start, factor)
         return out, lse
@@ -348,7 +350,9 @@ def _attention(
     options: dict[str, Any] = {"scale": factor, "q_start": start, "impl": impl}
     made: dict[str, Tensor] = {}
     for path in program.paths:
-        if (listed := program.lists_of(path)) is not None and use_compiled(call, impl, q):
+        if (listed := program.lists_of(path)) is None:
+            continue
+        if use_compiled(call, impl, q, partial(_scored_descs, path, listed, q, kv)):
             made[path.name], made[listed.name] = _scored_path(program, path, listed, q, kv, **options)
     outs = [made[p.name] if p.name in made else _path(program, p, q, kv, **options) for p in program.paths]
     return outs[0] if gates is None else combine(outs, gates, impl=impl)
@@ -373,7 +377,7 @@ def _stream(
     factor = checked_scale(call, scale, q)
     q_start = checked_position(call, q_start, q)
     require_reach(call, visible, k.shape[1])
-    if use_compiled(call, impl, q):
+    if use_compiled(call, impl, q, lambda: calls.streamed(q, k, v, visible.text)):
         refuse_forward_derivatives(call, (q, k, v))
         out, lse = _ops.stream_attention(q, k, v, visible.text, q_start, factor)
         return out, lse
@@ -418,6 +422,11 @@ def _path(
     return selected_attention(
         q, k, v, indices, block_size=visible.block, causal=visible.causal, scale=scale, q_start=q_start, impl=impl
     )[0]
+
+
+def _scored_descs(path: Path, listed: Path, q: Tensor, kv: Mapping[str, tuple[Tensor, Tensor]]) -> calls.Descs:
+    assert isinstance(path.keys, Phi) and isinstance(listed.visible, TopK)
+    return calls.scored(q, *kv[path.name], path.keys, listed.visible)
 
 
 def _scored_path(

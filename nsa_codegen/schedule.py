@@ -213,6 +213,7 @@ def lanes_of_one_query(group: int, target: CpuTarget) -> int:
 
 
 MAX_SCRATCH_BYTES = 1 << 20
+MAX_HELD_BYTES = 2 << 20  # of lists and of an mlp's gradients, beside tiles; a thread's stack may be 8 MB, or less
 MATRIX_ROWS = 16  # rows of one matrix instruction of a warp
 MATRIX_COLUMNS = 8  # and its columns
 WARP_GROUP = 4  # warps whose matrix instructions are one
@@ -234,7 +235,25 @@ def _check_cpu(schedule: CpuSchedule, desc: KernelDesc, target: CpuTarget) -> st
     scratch = 4 * schedule.query_lanes * (schedule.key_tile + desc_depth(desc))
     if scratch > MAX_SCRATCH_BYTES:
         return f"tiles of {scratch} bytes pass the {MAX_SCRATCH_BYTES} allowed on a worker's stack"
+    held = _list_bytes(desc, schedule.query_lanes) + _gradient_bytes(desc)
+    if held > MAX_HELD_BYTES:
+        return f"lists or gradients of {held} bytes pass the {MAX_HELD_BYTES} allowed on a worker's stack"
     return None
+
+
+def _list_bytes(desc: KernelDesc, lanes: int) -> int:
+    """Return what a CPU kernel of listed blocks holds of a tile's lists: four numbers an entry."""
+    if desc.op != "gather_attention" or ("part", "sums") in desc.dims:
+        return 0
+    dims: dict[str, Any] = dict(desc.dims)
+    return 16 * int(dims.get("n", 0)) * max(1, lanes // int(dims.get("group", 1)))
+
+
+def _gradient_bytes(desc: KernelDesc) -> int:
+    """Return what the CPU's gradients of an mlp's weights are summed in: twice the greater matrix of one token."""
+    if desc.op != "compress" or ("part", "weights") not in desc.dims or ("method", "mlp") not in desc.dims:
+        return 0
+    return 8 * desc.size("hidden") * desc.size("dim")
 
 
 def _check_gpu(schedule: GpuSchedule, desc: KernelDesc, target: GpuTarget) -> str | None:

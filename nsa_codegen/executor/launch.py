@@ -54,7 +54,8 @@ def facts_of_host_text(text: str, device: Mapping[str, Sequence[str]]) -> Facts:
 def bind(facts: Facts, arguments: Sequence[torch.Tensor | int | float]) -> dict[str, Any]:
     """Return the value of every name for these arguments, in the order of the template's: tensors, scalars, sizes.
 
-    Raises `LaunchError` if a shape contradicts the declared one.
+    Raises `LaunchError` for what the host code of a GPU refuses as well: a tensor with another shape or type than the
+    declared one, or one that is not contiguous.
     """
     declared = facts["arguments"]
     if len(arguments) != len(declared):
@@ -69,6 +70,9 @@ def bind(facts: Facts, arguments: Sequence[torch.Tensor | int | float]) -> dict[
             continue
         if not isinstance(value, torch.Tensor) or value.dim() != len(argument["shape"]):
             raise LaunchError(f"argument {argument['name']} must be a tensor of shape {argument['shape']}")
+        if str(value.dtype) != f"torch.{argument['type']}" or not value.is_contiguous():
+            had = f"{value.dtype}, strides {tuple(value.stride())}"
+            raise LaunchError(f"argument {argument['name']} must be a contiguous {argument['type']} tensor, not {had}")
         for expression, size in zip(argument["shape"], value.shape, strict=True):
             if expression.isidentifier() and expression not in names:
                 names[expression] = int(size)

@@ -112,17 +112,19 @@ def prepare_gpu(
 ) -> Launch:
     """Return the launch of the forward or of one part of the backward, with the outputs that the CPU's have.
 
-    The mlp takes its first layer's bias with the position encoding's part in it, and keeps `active` and `dz` in x's
-    dtype, [batch, heads, windows, hidden].
+    Weights are taken in x's dtype, as matrix instructions multiply them; their gradients are float32. The mlp takes its
+    first layer's bias with the position encoding's part in it, and keeps `active` and `dz` in x's dtype,
+    [batch, heads, windows, hidden].
     """
     batch, _, kv_heads, dim = x.shape
     method, kernel, windows = desc.word("method"), desc.size("kernel"), _phi(desc).length(x.shape[1])
-    values: Values = {"x": x, "dout": dout, **rest}
+    weights = {name: w.to(x.dtype).contiguous() for name, w in rest.items()}
+    values: Values = {"x": x, "dout": dout, **weights}
     if method == "mlp":
         hidden = desc.size("hidden")
         inner = (batch, kv_heads, windows, hidden)
         if "w1" in rest and "b1" in rest:
-            encoded = rest["w1"].double() @ rest["position"].double().flatten()
+            encoded = weights["w1"].double() @ weights["position"].double().flatten()
             values["inner_bias"] = (encoded + rest["b1"].double()).float()
     if desc.direction == "fwd":
         dtype = torch_dtype(desc.word("out")) if method == "mean" else x.dtype

@@ -199,7 +199,7 @@ def attention_launch(desc: KernelDesc, values: Values, *, q: Tensor, k: Tensor, 
         outputs = empty_query_gradients(q, k)
         values |= dict(zip(("dq", "delta"), outputs, strict=True))
     else:
-        outputs = (torch.empty_like(k), torch.empty_like(v))
+        outputs = empty_key_gradients(q, k, v)
         values |= dict(zip(("grad_k", "grad_v"), outputs, strict=True))
     return Launch(tasks=min(q.numel(), k.numel()), values=values, outputs=outputs)
 
@@ -215,6 +215,12 @@ def empty_query_gradients(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     grad_q = torch.empty_like(q)
     delta = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     return (grad_q, delta) if k.shape[1] else (grad_q.zero_(), delta.zero_())
+
+
+def empty_key_gradients(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return dk and dv, not yet computed; without queries, as they will stay."""
+    grads = torch.empty_like(k), torch.empty_like(v)
+    return grads if q.shape[1] else (grads[0].zero_(), grads[1].zero_())
 
 
 _SETS = (causal(), window(7), first(4) | window(9), complete(8, 4), everything())

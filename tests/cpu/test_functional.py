@@ -408,3 +408,8 @@ def test_no_queries_and_no_keys(name: str, impl: str) -> None:
         assert out.shape == (batch, queries, spec.num_heads, spec.dv)
         lists = functional.select_blocks(q, k, method="mean_key", block_size=8, num_selected=3, impl=impl)
         assert lists.shape == (batch, queries, spec.kv_heads, 3)
+        leaves = tuple(y.detach().clone().requires_grad_() for y in (q, k, v))
+        attended = functional.window_attention(*leaves, window_size=8, impl=impl)[0]
+        attended = attended + functional.selected_attention(*leaves, lists, block_size=8, impl=impl)[0]
+        if not queries:
+            assert not any(bool(g.any()) for g in torch.autograd.grad(attended.sum(), leaves))

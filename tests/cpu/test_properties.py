@@ -263,9 +263,17 @@ def test_kf06_rows_that_see_nothing_give_zero_and_minus_infinity(name: str) -> N
         assert not bool(out[:, :begin].any())
         assert bool((lse[:, :begin] == -math.inf).all())
         assert bool(lse[:, begin:].isfinite().all())
-        grads = torch.autograd.grad((out, lse), (q, k, v), (torch.ones_like(out), torch.ones_like(lse)))
+        given = (torch.ones_like(out), torch.ones_like(lse))
+        grads = torch.autograd.grad((out, lse), (q, k, v), given, retain_graph=True)
         assert all(bool(g.isfinite().all()) for g in grads)
         assert not bool(grads[0][:, :begin].any())
+        dlse = torch.ones_like(lse)
+        dlse[:, :begin] = 0
+        wanted = torch.autograd.grad((out, lse), (q, k, v), (torch.ones_like(out), dlse), retain_graph=True)
+        for unwanted in (math.nan, math.inf, -math.inf):  # as merging with an empty part of other keys gives
+            dlse[:, :begin] = unwanted
+            grads = torch.autograd.grad((out, lse), (q, k, v), (torch.ones_like(out), dlse), retain_graph=True)
+            assert all(torch.equal(one, other) for one, other in zip(grads, wanted, strict=True)), unwanted
         only = torch.zeros_like(out)
         only[:, :begin] = 1
         out, lse = (

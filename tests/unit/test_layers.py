@@ -14,7 +14,8 @@ LAYERS = (
     "tiling",
     "pairs", "runs", "splits", "together", "source", "manifest", "store", "compiler", "nvcc", "sass", "resources",
     "workarounds", "reference", "ops", "templates", "lowering_cpu", "lowering_gpu", "lowering", "binaries", "build",
-    "selection", "requests", "executor", "emitted", "device", "pages", "dispatch", "checks", "sequence", "plan",
+    "selection", "requests", "executor", "emitted", "device", "pages", "dispatch", "calls", "checks",
+    "sequence", "plan",
     "inference", "repeated", "autograd", "training", "conformance", "functional", "cache", "nn", "demo", "bench",
     "tuning", "cli",
 )  # fmt: skip

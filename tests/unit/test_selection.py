@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from nsa_codegen.target import CPU_TARGETS, GPU_TARGETS, TARGETS, Target
 V4, V3, GENERIC = (TARGETS[name] for name in ("x86_64_v4", "x86_64_v3", "generic"))
 DESC = KernelDesc.of("stream_attention", "float32", group=4, dk=64, dv=64)
 DESC16 = KernelDesc.of("stream_attention", "bfloat16", visible=window(64), group=4, dk=64, dv=64)
+GPUS_WITH_KERNELS = [t for t in GPU_TARGETS.values() if t.kind == "cuda"]
 FALLBACK = """
 [chain]
 x86_64_v4 = "x86_64_v3"
@@ -218,6 +220,37 @@ def test_every_gpu_kernel_of_the_presets_has_a_generic_schedule(target: Target, 
     assert {r.desc.op for r in requests} >= {"stream_attention", "gather_attention", "select_blocks", "compress"}
     for request in requests:
         assert ScheduleSpace.check(request.schedule, request.desc, target) is None
+
+
+@pytest.mark.parametrize("target", GPUS_WITH_KERNELS, ids=lambda t: t.name)
+@pytest.mark.parametrize("block", [16, 64])
+def test_attention_of_every_head_dim_up_to_192_has_a_schedule_in_both_directions(target: Target, block: int) -> None:
+    for dim, group in itertools.product(range(16, 193, 16), (1, 4, 16)):
+        dims = {"group": group, "dk": dim, "dv": dim}
+        for desc in (
+            KernelDesc.of("stream_attention", "bfloat16", visible=window(64), **dims),
+            KernelDesc.of("gather_attention", "bfloat16", reach="causal", source="plain", block=block, n=8, **dims),
+        ):
+            for part in (desc, *backward_descs(desc, "cuda")):
+                assert ScheduleSpace.check(select(part, target).schedule, part, target) is None
+
+
+@pytest.mark.parametrize("target", CPU_TARGETS.values(), ids=lambda t: t.name)
+def test_what_a_workers_stack_would_not_hold_has_no_schedule(target: Target) -> None:
+    lists = {"reach": "causal", "source": "packed", "group": 1, "dk": 16, "dv": 16, "block": 16}
+    weights = {"method": "mlp", "part": "weights", "kernel": 2, "stride": 2}
+    for fits, op, direction, dims in (
+        (True, "gather_attention", "fwd", lists | {"n": 4096}),
+        (False, "gather_attention", "fwd", lists | {"n": 1 << 16}),
+        (True, "compress", "bwd", weights | {"dim": 256, "hidden": 1024}),
+        (False, "compress", "bwd", weights | {"dim": 512, "hidden": 2048}),
+    ):
+        desc = KernelDesc.of(op, "float32", direction=direction, **dims)
+        if fits:
+            assert select(desc, target)
+            continue
+        with pytest.raises(ScheduleError, match="allowed on a worker's stack"):
+            select(desc, target)
 
 
 @pytest.mark.parametrize(("group", "lanes"), [(1, 16), (4, 16), (16, 16), (17, 32), (40, 64)])
