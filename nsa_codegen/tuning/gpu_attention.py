@@ -251,6 +251,7 @@ def _mean_key(desc: KernelDesc, schedule: GpuSchedule, sizes: Sizes) -> GpuLaunc
     dk, group, rows, width = desc.size("dk"), desc.size("group"), schedule.rows, schedule.key_tile
     heads, means = sizes.batch * sizes.kv_heads, sizes.keys // desc.size("block")
     _, scored = _scored(desc, sizes, rows)
+    halves = 1 if group == 1 else 2  # of queries, which are summed over a group's heads first
     return _selection(
         desc, schedule, sizes, -(-np.minimum(scored, means) // width),
         products=(Product(rows=rows, columns=width, depth=dk),) * (2 if group == 1 else 3),
@@ -259,7 +260,7 @@ def _mean_key(desc: KernelDesc, schedule: GpuSchedule, sizes: Sizes) -> GpuLaunc
         copied=FLOAT * width * dk,
         tail=4 * rows * desc.size("n"),
         unique=heads * (sizes.tokens * (group * dk * HALF + 4 * desc.size("n")) + means * dk * FLOAT),
-        shared=2 * HALF * dk * (rows + width) + FLOAT * schedule.stages * width * dk + FLOAT * rows * (width + 1),
+        shared=HALF * dk * (halves * rows + 2 * width) + FLOAT * (schedule.stages * width * dk + rows * (width + 1)),
     )  # fmt: skip
 
 
