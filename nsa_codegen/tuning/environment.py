@@ -19,7 +19,10 @@ from ..nvcc import find_nvcc
 from ..source import TILELANG_VERSION
 from ..target import GpuTarget, Target, processor_name, runs_here
 
-NO_GPU = "none: compiled for its architecture, not run"
+NO_GPU = {  # by kind of target
+    "cuda": "none: compiled for its architecture, not run",
+    "hip": "none: source only, neither compiled nor run",
+}
 
 
 def judge_for(target: Target) -> str:
@@ -41,7 +44,7 @@ def environment(target: Target, judge: str) -> dict[str, Any]:
         "compiler": _compiler(target),
     }
     if judge == "static":
-        return facts | {"gpu": NO_GPU} if isinstance(target, GpuTarget) else facts
+        return facts | {"gpu": NO_GPU[target.kind]} if isinstance(target, GpuTarget) else facts
     if isinstance(target, GpuTarget):
         return facts | {"gpu": torch.cuda.get_device_name(), "driver": _driver()}
     return facts | {"processor": processor_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}

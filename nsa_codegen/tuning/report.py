@@ -19,6 +19,7 @@ from ..errors import MissingPackageError, NSAError, TuningLogError
 from ..target import parse_target
 from .honesty import Honesty, rankings, together
 from .records import Log, Record, logs_folder, read_log
+from .replay import STATIC
 from .space import default_schedule
 from .winners import Numbered, Verdict, schedule_text, verdict
 
@@ -166,7 +167,8 @@ def _environments(logs: Sequence[Log]) -> str:
     rows = []
     for log in logs:
         facts = ", ".join(f"{name} {value}" for name, value in sorted(log.meta.environment.items()) if value)
-        judge = log.meta.judge if log.meta.judge == "measured" else "static: compiled, not run"
+        static = "static: source only" if parse_target(log.meta.target).kind == "hip" else STATIC
+        judge = log.meta.judge if log.meta.judge == "measured" else static
         rows.append((log.meta.target, f"{log.path.parent.name}/{log.path.name}", judge, log.meta.command, facts))
     return _table(("arch", "log", "judge", "command", "environment"), rows)
 

@@ -9,10 +9,18 @@ from nsa_codegen.ops import OPS
 from nsa_codegen.schedule import ScheduleSpace
 from nsa_codegen.spec import NSASpec
 from nsa_codegen.target import parse_target
+from nsa_codegen.tuning.environment import environment
 from nsa_codegen.tuning.problems import GRID_DIMS, GRID_GROUPS, chosen_problems, grid_problems, preset_problems
 from nsa_codegen.tuning.space import Space, default_schedule, reason_kind
 
 PLACES = [("x86_64_v4", "float32"), ("sm_90a", "bfloat16")]
+
+
+def test_a_log_says_what_was_compiled():
+    said = {name: environment(parse_target(name), "static") for name in ("sm_90a", "gfx942")}
+    assert said["sm_90a"]["gpu"] == "none: compiled for its architecture, not run"
+    assert said["gfx942"]["gpu"] == "none: source only, neither compiled nor run"
+    assert said["sm_90a"]["compiler"].startswith("nvcc") and said["gfx942"]["compiler"] == "none: source only"
 
 
 @pytest.mark.parametrize(("name", "dtype"), PLACES)
