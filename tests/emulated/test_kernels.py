@@ -247,7 +247,7 @@ def test_launch_facts_are_plain_data(attention):
     assert [evaluate(x, names) for x in maps["k"]["strides"]] == [256, 128, 25600]
     assert [evaluate(x, names) for x in maps["k"]["box"]] == [64, 64, 1, 1]
     with pytest.raises(LaunchError, match=r"argument v: a size is 99"):
-        bind(facts, [q, q, q[:, :99], q, 1.0])
+        bind(facts, [q, q, q[:, :99].contiguous(), q, 1.0])
     for other in (q.float(), q.bfloat16(), q.mT.contiguous().mT):
         with pytest.raises(LaunchError, match="argument v must be a contiguous float16 tensor, not torch"):
             bind(facts, [q, q, other, q, 1.0])
