@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nsa_codegen import functional
+from nsa_codegen.conformance.check import nan_filled as uninitialised_is_nan
+from nsa_codegen.conformance.check import widened as widened
 from nsa_codegen.desc import KernelDesc
 from nsa_codegen.needed import attention_of, backward_descs, backward_pack_descs, pack_descs, program_descs
 from nsa_codegen.ops import OPS, Sizes
@@ -44,15 +46,6 @@ def draw(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def draw_exact(*shape: int, seed: int) -> Tensor:
     """Return multiples of 1/4 in -1 .. 1: sums of products of some thousands of them are exact in float32."""
     return torch.randint(-4, 5, shape, generator=torch.Generator().manual_seed(seed)).float() / 4
-
-
-def widened(values: Any) -> Any:
-    """Return `values` with every floating tensor as float64."""
-    if isinstance(values, Tensor):
-        return values.double() if values.is_floating_point() else values
-    if isinstance(values, dict):
-        return {name: widened(value) for name, value in values.items()}
-    return [widened(v) for v in values] if isinstance(values, (list, tuple)) else values
 
 
 def guarded(x: Tensor, fill: float) -> tuple[Tensor, Tensor]:
@@ -86,14 +79,10 @@ def canaries(launch: Launch) -> tuple[dict[str, Any], list[Tensor], Callable[[],
 
 @contextlib.contextmanager
 def nan_filled() -> Iterator[None]:
-    """Inside, what torch would leave uninitialised holds NaN, or the greatest integer."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
+    """Inside, what torch would leave uninitialised holds NaN, or the greatest integer; and it is seen that it does."""
+    with uninitialised_is_nan():
         assert bool(torch.empty(3).isnan().all())
         yield
-    finally:
-        torch.use_deterministic_algorithms(before)
 
 
 def with_backward(descs: Iterable[KernelDesc]) -> list[KernelDesc]:

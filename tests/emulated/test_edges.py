@@ -71,7 +71,7 @@ def test_weights_may_be_of_another_dtype_than_tokens(on, method, arch):
     results = []
     for dtype in (torch.float32, DTYPE):
         weight, bias = WEIGHTS[method](dtype)
-        leaves = [w.requires_grad_() for w in (*(weight if method == "mlp" else (weight,)),)]
+        leaves = [w.requires_grad_() for w in (weight if method == "mlp" else (weight,))]
         given = tuple(leaves) if method == "mlp" else leaves[0]
         with on(arch), nan_filled():
             out = functional.compress(x, kernel=8, stride=4, method=method, weight=given, bias=bias, impl="compiled")
