@@ -38,7 +38,7 @@ def replay(
     from ..selection import schedules_folder
     from ..tuning.records import logs_folder
     from ..tuning.replay import replay as replayed_from
-    from ..tuning.rows import changes, kept_rows, verify_rows, write
+    from ..tuning.rows import changes, kept_rows, merged, verify_rows, write
 
     logs, schedules = logs or logs_folder(), schedules or schedules_folder()
     if not logs.is_dir():
@@ -46,10 +46,12 @@ def replay(
     if not check:
         require_folder("replay.schedules", schedules)
     found = replayed_from(logs)
-    difference = changes(found, schedules)
-    kept = sum(len(rows) for rows in kept_rows(found, schedules).values())
+    kept = kept_rows(found, schedules)
+    files = merged(found.rows, kept)
+    difference = changes(files, schedules)
     wrong = verify_rows(schedules, logs) if check else []
-    changed = [] if check else write(found, schedules)
+    changed = [] if check else write(files, schedules)
+    staying = sum(len(rows) for rows in kept.values())
     if as_json:
         print_json(
             {
@@ -59,7 +61,7 @@ def replay(
                 "wrong": wrong,
                 "changed": changed,
                 "difference": difference,
-                "kept": kept,
+                "kept": staying,
             }
         )
     else:
@@ -70,8 +72,8 @@ def replay(
             sys.stdout.write(difference or "schedules/ is what the logs give\n")
         else:
             print("\n".join(f"wrote {name}" for name in changed) or "no row changed")
-        if kept:
-            print(f"{kept} rows whose logs are not here, or were refused, stay as they are")
+        if staying:
+            print(f"{staying} rows whose logs are not here, or were refused, stay as they are")
     for warning in found.torn:
         print_warning(warning)
     for reason in (*found.refused, *wrong):

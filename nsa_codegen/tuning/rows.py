@@ -10,7 +10,7 @@ import contextlib
 import difflib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..errors import ScheduleError
@@ -21,10 +21,9 @@ from .replay import Replayed, Row, read_lines
 from .winners import illegal
 
 
-def changes(replayed: Replayed, schedules: Path) -> str:
-    """Return the unified diff from the rows under `schedules` to the replayed ones; empty if they are the same."""
+def changes(files: Mapping[str, str], schedules: Path) -> str:
+    """Return the unified diff from the files under `schedules` to the given ones; empty if they are the same."""
     current = {p.relative_to(schedules).as_posix(): p.read_text() for p in sorted(schedules.glob("*/*.json"))}
-    files = _files(replayed, schedules)
     parts: list[str] = []
     for name in sorted({*current, *files}):
         old, new = current.get(name, ""), files.get(name, "")
@@ -33,9 +32,9 @@ def changes(replayed: Replayed, schedules: Path) -> str:
     return "".join(parts)
 
 
-def write(replayed: Replayed, schedules: Path) -> list[str]:
-    """Make the rows under `schedules` the replayed ones, and return the files that changed; each in one step."""
-    changed, files = [], _files(replayed, schedules)
+def write(files: Mapping[str, str], schedules: Path) -> list[str]:
+    """Make the files under `schedules` the given ones, each in one step, and return the names of those that changed."""
+    changed: list[str] = []
     for path in sorted(schedules.glob("*/*.json")):
         name = path.relative_to(schedules).as_posix()
         if name not in files:
@@ -51,6 +50,15 @@ def write(replayed: Replayed, schedules: Path) -> list[str]:
         temporary.replace(path)
         changed.append(name)
     return changed
+
+
+def merged(replayed: Mapping[str, tuple[Row, ...]], kept: Mapping[str, tuple[Row, ...]]) -> dict[str, str]:
+    """Return the texts of all files of rows by their path: those that logs give, and those that stay."""
+    files = {}
+    for name in sorted({*replayed, *kept}):
+        rows = {_text(row["bucket"]): row for row in (*replayed.get(name, ()), *kept.get(name, ()))}
+        files[name] = json.dumps([rows[bucket] for bucket in sorted(rows)], indent=1, sort_keys=True) + "\n"
+    return files
 
 
 def kept_rows(replayed: Replayed, schedules: Path) -> dict[str, tuple[Row, ...]]:
@@ -79,16 +87,6 @@ def _stays(row: Row, replayed: Replayed, *, is_decided: bool) -> bool:
     if log in replayed.logs:
         return bool({log, row["record"]} & replayed.unread)
     return not is_decided
-
-
-def _files(replayed: Replayed, schedules: Path) -> dict[str, str]:
-    """Return the texts of all files of rows by their path: those of the logs, and those that stay."""
-    kept = kept_rows(replayed, schedules)
-    files = {}
-    for name in sorted({*replayed.rows, *kept}):
-        rows = {_text(row["bucket"]): row for row in (*replayed.rows.get(name, ()), *kept.get(name, ()))}
-        files[name] = json.dumps([rows[bucket] for bucket in sorted(rows)], indent=1, sort_keys=True) + "\n"
-    return files
 
 
 def verify_rows(schedules: Path, logs: Path) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tuning_logs_made import record, write_log
+from tuning_logs_made import record, write_log, write_rows
 from typer.testing import CliRunner
 
 from nsa_codegen import selection
@@ -25,8 +25,7 @@ from nsa_codegen.spec import NSASpec
 from nsa_codegen.target import TARGETS, processor_name
 from nsa_codegen.tuning import records as tuning_records
 from nsa_codegen.tuning.reasons import UNREAD, explain, hardware_differences, schedule_differences
-from nsa_codegen.tuning.replay import STATIC, replay
-from nsa_codegen.tuning.rows import write
+from nsa_codegen.tuning.replay import STATIC
 
 V4, H100, A100, RTX = (TARGETS[n] for n in ("x86_64_v4", "sm_90a", "sm_80", "sm_120a"))
 WINDOW = KernelDesc.of("stream_attention", "bfloat16", visible=window(512), group=16, dk=192, dv=128)
@@ -51,7 +50,7 @@ def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_log(logs, "x86_64_v4", record(desc, CpuSchedule(query_lanes=16), measured=0.5), environment=here)
     default = record(WINDOW, select(WINDOW, H100).schedule, predicted=1.0, spill_bytes=0)
     write_log(logs, "sm_90a", default, record(WINDOW, GpuSchedule(stages=3), predicted=0.5, spill_bytes=0))
-    write(replay(logs), folder)
+    write_rows(logs, folder)
     monkeypatch.setattr(selection, "schedules_folder", lambda: folder)
     return logs
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tuning_logs_made import record, write_log
+from tuning_logs_made import record, write_log, write_rows
 from typer.testing import CliRunner
 
 from nsa_codegen.cli import app
@@ -21,7 +21,7 @@ from nsa_codegen.target import TARGETS
 from nsa_codegen.tuning import records
 from nsa_codegen.tuning.records import Spread, logs_folder
 from nsa_codegen.tuning.replay import STATIC, replay
-from nsa_codegen.tuning.rows import changes, kept_rows, verify_rows, write
+from nsa_codegen.tuning.rows import changes, kept_rows, merged, verify_rows
 from nsa_codegen.tuning.space import default_schedule
 
 V4, H100 = TARGETS["x86_64_v4"], TARGETS["sm_90a"]
@@ -68,7 +68,7 @@ def test_the_fastest_finalist_becomes_the_row_that_selection_then_takes(logs: Pa
         record(WINDOW, FASTER, measured=0.7, number=4),
         record(WINDOW, CpuSchedule(key_tile=32), measured=0.5, status="wrong"),
     )
-    assert write(replay(logs), schedules) == ["stream_attention_fwd/x86_64_v4.json"]
+    assert write_rows(logs, schedules) == ["stream_attention_fwd/x86_64_v4.json"]
     (row,) = rows_of(schedules)
     assert row["schedule"] == FASTER.to_json() and row["record"] == "x86_64_v4/stream_attention_fwd/run.jsonl#4"
     assert row["bucket"] == {**DIMS, "visible": "window"}
@@ -83,11 +83,11 @@ def test_the_same_logs_give_the_same_bytes(logs: Path, schedules: Path) -> None:
     for run_name, desc, best in (("b", WINDOW, FAST), ("a", COMPLETE, FASTER)):
         write_log(logs, "x86_64_v4", record(desc, best, measured=0.5), run=run_name)
     found = replay(logs)
-    write(found, schedules)
+    write_rows(logs, schedules)
     text = (schedules / "stream_attention_fwd/x86_64_v4.json").read_text()
     assert [r["bucket"]["visible"] for r in json.loads(text)] == ["complete", "window"]
     assert replay(logs).rows == found.rows and text.endswith("]\n")
-    assert write(replay(logs), schedules) == [] and changes(replay(logs), schedules) == ""
+    assert write_rows(logs, schedules) == [] and (schedules / "stream_attention_fwd/x86_64_v4.json").read_text() == text
 
 
 @pytest.mark.parametrize(
@@ -173,13 +173,13 @@ def test_what_was_measured_outranks_what_was_compiled_only(logs: Path, schedules
         record(gpu, best, predicted=0.2, spill_bytes=64),
     ]
     write_log(logs, "sm_90a", *static, run="static")
-    write(replay(logs), schedules)
+    write_rows(logs, schedules)
     (row,) = rows_of(schedules, "stream_attention_fwd/sm_90a.json")
     assert row["schedule"] == better.to_json()  # the fastest one spills
     assert row["environment"] == {"judge": STATIC, "compiler": "gcc 12", "tilelang": "0.1.15"}  # of no device
     old = record(gpu, best, measured=0.5, when="2020-01-01T00:00:00+00:00")
     write_log(logs, "sm_90a", old, run="measured", environment={"gpu": "H100", "driver": "580"})
-    write(replay(logs), schedules)
+    write_rows(logs, schedules)
     (row,) = rows_of(schedules, "stream_attention_fwd/sm_90a.json")
     assert row["schedule"] == best.to_json() and row["environment"]["gpu"] == "H100"
 
@@ -285,12 +285,12 @@ def test_check_shows_the_difference_and_changes_nothing(logs: Path, schedules: P
 
 def test_a_row_that_its_log_gives_no_more_is_taken_away(logs: Path, schedules: Path) -> None:
     path = write_log(logs, "x86_64_v4", record(WINDOW, FAST, measured=0.5), record(COMPLETE, FASTER, measured=0.5))
-    write(replay(logs), schedules)
+    write_rows(logs, schedules)
     path.write_text(path.read_text().splitlines(keepends=True)[1])
-    assert write(replay(logs), schedules) == ["stream_attention_fwd/x86_64_v4.json"]
+    assert write_rows(logs, schedules) == ["stream_attention_fwd/x86_64_v4.json"]
     assert [r["bucket"]["visible"] for r in rows_of(schedules)] == ["complete"]
     path.write_text("")
-    assert write(replay(logs), schedules) == ["stream_attention_fwd/x86_64_v4.json"]
+    assert write_rows(logs, schedules) == ["stream_attention_fwd/x86_64_v4.json"]
     assert list(schedules.glob("*/*.json")) == []
 
 
@@ -305,7 +305,7 @@ def test_rows_of_logs_that_are_elsewhere_stay_until_a_log_decides_their_bucket(
     write_log(logs, "x86_64_v4", *(record(desc, FAST, measured=0.5) for desc in (WINDOW, COMPLETE, small)))
     default = record(gpu, default_schedule(gpu, H100), predicted=1.0, spill_bytes=0)
     write_log(logs, "sm_90a", default, record(gpu, GpuSchedule(key_tile=32), predicted=0.5, spill_bytes=0))
-    write(replay(logs), schedules)
+    write_rows(logs, schedules)
     before = {p: p.read_text() for p in schedules.glob("*/*.json")}
     assert len(before) == 2 and len(rows_of(schedules)) == 3
     write_log(own, "x86_64_v4", record(WINDOW, FASTER, measured=0.5), record(COMPLETE, FAST, measured=2.0), run="own")
@@ -323,7 +323,7 @@ def test_rows_of_logs_that_are_elsewhere_stay_until_a_log_decides_their_bucket(
 @pytest.mark.parametrize("damage", ["meta", "line"])
 def test_rows_of_what_is_refused_stay_as_they_are(logs: Path, schedules: Path, damage: str) -> None:
     path = write_log(logs, "x86_64_v4", record(WINDOW, FASTER, measured=0.8), record(WINDOW, FAST, measured=0.5))
-    write(replay(logs), schedules)
+    write_rows(logs, schedules)
     (before,) = rows_of(schedules)
     assert before["record"].endswith("#2")
     if damage == "meta":
@@ -358,7 +358,7 @@ def edited(row: dict[str, Any], **changes: Any) -> dict[str, Any]:
 )
 def test_an_edited_row_is_an_error(logs: Path, schedules: Path, changes: dict[str, Any], said: str) -> None:
     write_log(logs, "x86_64_v4", record(WINDOW, FAST, measured=0.5), WRONG)
-    write(replay(logs), schedules)
+    write_rows(logs, schedules)
     assert verify_rows(schedules, logs) == []
     (row,) = rows_of(schedules)
     (schedules / "stream_attention_fwd" / "x86_64_v4.json").write_text(json.dumps([row, edited(row, **changes)]))
@@ -384,7 +384,7 @@ def test_a_row_with_a_field_of_another_type_is_one_error(
     logs: Path, schedules: Path, field: str, value: object
 ) -> None:
     write_log(logs, "x86_64_v4", record(WINDOW, FAST, measured=0.5))
-    write(replay(logs), schedules)
+    write_rows(logs, schedules)
     path = schedules / "stream_attention_fwd" / "x86_64_v4.json"
     path.write_text(json.dumps([edited(rows_of(schedules)[0], **{field: value})]))
     with pytest.raises(ScheduleError, match=f"row 0: its {field} is "):
@@ -401,8 +401,8 @@ def test_the_committed_rows_are_those_of_the_committed_logs() -> None:
     found = replay(logs)
     assert found.refused == ()
     assert verify_rows(schedules, logs) == []
-    assert changes(found, schedules) == ""
     assert kept_rows(found, schedules) == {}
+    assert changes(merged(found.rows, {}), schedules) == ""
     assert len(found.rows) == len(list(schedules.glob("*/*.json")))
 
 
@@ -439,7 +439,7 @@ def test_a_default_that_was_measured_best_is_not_overruled_along_the_chain(logs:
     for desc in (WINDOW, COMPLETE):  # of which the second has no row to be kept from
         upheld = (record(desc, DEFAULT, measured=1.0), record(desc, FASTER, measured=1.2, number=1))
         write_log(logs, child.name, *upheld, run="window" if desc == WINDOW else "complete")
-    write(replay(logs), schedules)
+    write_rows(logs, schedules)
     assert select(WINDOW, V4, folder=schedules).schedule == FASTER
     assert select(WINDOW, child, folder=schedules).schedule == DEFAULT
     assert verify_rows(schedules, logs) == []

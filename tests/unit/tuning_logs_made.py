@@ -10,6 +10,8 @@ from typing import Any
 from nsa_codegen.desc import KernelDesc
 from nsa_codegen.schedule import Schedule
 from nsa_codegen.tuning.records import Meta, Record, Spread, append, log_path, read_log, write_meta
+from nsa_codegen.tuning.replay import replay
+from nsa_codegen.tuning.rows import kept_rows, merged, write
 
 ENVIRONMENT = {"processor": "Test Processor", "cores": 2, "compiler": "gcc 12", "tilelang": "0.1.15", "torch": "2.13"}
 
@@ -70,3 +72,9 @@ def write_log(
             taken.add((one.desc, one.number))
         append(path, one)
     return path
+
+
+def write_rows(logs: Path, schedules: Path) -> list[str]:
+    """Make the rows under `schedules` those that a replay of the logs gives; return the files that changed."""
+    found = replay(logs)
+    return write(merged(found.rows, kept_rows(found, schedules)), schedules)
