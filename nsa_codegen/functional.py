@@ -3,6 +3,12 @@
 Each checks its arguments and runs the compiled kernels (`impl="compiled"`), the eager definition
 (`impl="reference"`), or the former where they exist (`impl="auto"`). `q_start` is the position of the first query;
 by default the last query stands at the last key, so that decoding with a cache needs no argument.
+
+Queries, keys and values of a call are dense, of one floating dtype and on one device. The CPU has kernels of float32,
+bfloat16 and float16, GPUs of the last two; `"auto"` takes the definition for others. Outputs have that dtype; `lse` is
+a natural logarithm, float32, and float64 of float64. `scale` defaults to `Dk ** -0.5`. Kernels raise
+`ForwardDerivativeError` and `SecondDerivativeError` for derivatives that they do not have. One that is not stored is
+built, or raises what keeps it from that: `LoweringError`, `CompilerError`, `BuildForbiddenError`.
 """
 
 from __future__ import annotations
@@ -60,9 +66,9 @@ def compress(
 ) -> Tensor:
     """Return the compressed tokens `phi(x[i*stride : i*stride + kernel])`, `[B, N, Hkv, D]` (paper eq. 7).
 
-    `"mean"` takes no weights. `"conv"`: weight `[kernel, Hkv, D]`, bias `[Hkv, D]` or None. `"mlp"`: weight is
-    `(position [kernel, D], w1 [E, kernel*D], w2 [D, E])`, bias `(b1 [E], b2 [D])`. A last partial window forms no
-    token. Raises `InputError` and `SpecError`.
+    x is `[B, S, Hkv, D]`; weights are of any floating dtype. `"mean"` takes none. `"conv"`: weight `[kernel, Hkv, D]`,
+    bias `[Hkv, D]` or None. `"mlp"`: weight is `(position [kernel, D], w1 [E, kernel*D], w2 [D, E])`, bias
+    `(b1 [E], b2 [D])`. A last partial window forms no token. Raises `InputError` and `SpecError`.
     """
     require_tensor("compress", "x", x, "B T Hkv D")
     Phi(method=method, kernel=kernel, stride=stride)
@@ -94,8 +100,9 @@ def compressed_attention(
 ) -> tuple[Tensor, Tensor]:
     """Return out `[B, T, H, Dv]` and lse `[B, T, H]` over the compressed tokens complete at each query (paper eq. 5).
 
-    Token `i` is seen at `t` if `i*stride + kernel - 1 <= t`; with `causal=False` all are. A query that sees none gets
-    0 and -inf. Raises `InputError` and `SpecError`.
+    `out_t = sum_i p_ti v_cmp_i`, `p_t = softmax(scale * q_t . k_cmp)`, with q `[B, T, H, Dk]`, k_cmp `[B, N, Hkv, Dk]`,
+    v_cmp `[B, N, Hkv, Dv]`. Token `i` is seen at `t` if `i*stride + kernel - 1 <= t`; with `causal=False` all are. A
+    query that sees none gets 0 and -inf. `q_start` defaults to 0. Raises `InputError` and `SpecError`.
     """
     call = "compressed_attention"
     require_attention(call, q, k_cmp, v_cmp, "k_cmp", "v_cmp")
@@ -121,11 +128,11 @@ def select_blocks(
     q_start: int | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """Return the blocks each query attends to, int32 `[B, T, Hkv, n]`, ascending, -1 in the tail (paper eq. 8-12).
+    """Return the blocks each query attends to, int32 `[B, T, Hkv, n]`, ascending, -1 in the tail (paper eq. 8-11).
 
-    `"mean_key"`: k is the keys `[B, S, Hkv, Dk]`. `"compressed"`: k is the compressed keys `[B, N, Hkv, Dk]`, with
-    `kernel` and `stride`, and `q_start` defaults to 0. Forced blocks come first, ties go to the lower block. Not
-    differentiable. Raises `InputError` and `SpecError`.
+    q is `[B, T, H, Dk]`; scores are those of `reference.block_scores`. `"mean_key"`: k is the keys `[B, S, Hkv, Dk]`.
+    `"compressed"`: k is the compressed keys `[B, N, Hkv, Dk]`, with `kernel` and `stride`, and `q_start` defaults to 0.
+    Forced blocks come first, ties go to the lower block. Not differentiable. Raises `InputError` and `SpecError`.
     """
     call = "select_blocks"
     require_choice(call, "method", method, SCORES)
@@ -193,11 +200,13 @@ def selected_attention(
     q_start: int | None = None,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Return out `[B, T, H, Dv]` and lse `[B, T, H]` over the tokens `<= t` of the listed blocks (paper eq. 11).
+    """Return out `[B, T, H, Dv]` and lse `[B, T, H]` over the tokens `<= t` of the listed blocks (paper eq. 12).
 
-    `block_indices` is an integer tensor `[B, T, Hkv, n]` in any order: -1 and blocks that start after `t` add
-    nothing, a duplicate counts once. With `causal=False` all tokens of the listed blocks count. Raises `InputError`,
-    also for an index outside `-1 .. blocks-1`.
+    `out_t = sum_i p_ti v_i`, `p_t = softmax(scale * q_t . k)`, with q `[B, T, H, Dk]`, k `[B, S, Hkv, Dk]`, v
+    `[B, S, Hkv, Dv]`. `block_indices` is int32 or int64 `[B, T, Hkv, n]` in any order: -1 and blocks that start after
+    `t` add nothing, a duplicate counts once. With `causal=False` all tokens of the listed blocks count. A query that
+    sees none gets 0 and -inf. An index outside `-1 .. blocks-1` adds nothing on a GPU, where only
+    `NSA_CODEGEN_DEBUG=1` looks for one. Raises `InputError`, on the CPU for such an index as well, and `SpecError`.
     """
     call = "selected_attention"
     require_attention(call, q, k, v)
@@ -226,7 +235,8 @@ def window_attention(
 ) -> tuple[Tensor, Tensor]:
     """Return out `[B, T, H, Dv]` and lse `[B, T, H]` over the last `window_size` tokens, `t` included.
 
-    Raises `InputError` and `SpecError`.
+    `out_t = sum_i p_ti v_i`, `p_t = softmax(scale * q_t . k)` over `t - window_size + 1 <= i <= t` (the paper's sliding
+    window), with q `[B, T, H, Dk]`, k `[B, S, Hkv, Dk]`, v `[B, S, Hkv, Dv]`. Raises `InputError` and `SpecError`.
     """
     call = "window_attention"
     require_attention(call, q, k, v)
@@ -252,9 +262,10 @@ def nsa_attention(
 ) -> Tensor:
     """Return `g_c*O_c + g_s*O_s + g_w*O_w`, `[B, T, H, Dv]` (paper eq. 5).
 
-    `k_cmp`, `v_cmp` are compressed tokens `[B, N, Hkv, D]`, needed unless `spec.compression` is `"mean"`; `k_win`,
-    `v_win` are the window path's tokens, by default k and v. `gates` is `[3]` or `[B, T, H, 3]`, already through
-    softmax or sigmoid, in the order compressed, selected, window. Raises `InputError`.
+    q is `[B, T, H, Dk]`, k `[B, S, Hkv, Dk]`, v `[B, S, Hkv, Dv]`, with the heads and head dims of `spec`. `k_cmp`,
+    `v_cmp` are compressed tokens `[B, N, Hkv, D]`, needed unless `spec.compression` is `"mean"`; `k_win`, `v_win` are
+    the window path's tokens, by default k and v. `gates` is `[3]` or `[B, T, H, 3]`, already through softmax or
+    sigmoid, in the order compressed, selected, window. Raises `InputError`.
     """
     call = "nsa_attention"
     if (k_cmp is None) != (v_cmp is None) or (k_win is None) != (v_win is None):
@@ -297,8 +308,9 @@ def attention(
 ) -> Tensor:
     """Return what any `program` computes, `[B, T, H, Dv]`, of tensors with its heads and head dims.
 
-    `kv[path.name]` holds a path's keys and values: tokens, or compressed tokens where its keys go through phi.
-    `gates`, for a program that combines, is `[P]` or `[B, T, H, P]` in the order of its paths.
+    That is `sum_p gates_p * O_p` over its paths (paper eq. 5), or its only path's output. `kv[path.name]` holds a
+    path's keys and values: tokens, or compressed tokens where its keys go through phi. `gates`, for a program that
+    combines two to four paths, is `[P]` or `[B, T, H, P]` in their order.
 
     `block_means[path.name]` may hold what `block_means` makes of a path's keys, as a cache does: at least those of all
     blocks before the last query's. Else they are made anew, of all keys; so they are where gradients are recorded, in
@@ -359,9 +371,9 @@ def _attention(
 
 
 def combine(outs: list[Tensor], gates: Tensor, *, impl: str = "auto") -> Tensor:
-    """Return `sum_p gates[..., p] * outs[p]` for outs `[B, T, H, Dv]` and gates `[P]` or `[B, T, H, P]`.
+    """Return `sum_p gates[..., p] * outs[p]` for outs `[B, T, H, Dv]` and gates `[P]` or `[B, T, H, P]` (paper eq. 5).
 
-    Raises `InputError`.
+    There are one to four outputs; gates are of any floating dtype. Raises `InputError`.
     """
     require_outputs(outs, gates)
     if use_compiled("combine", impl, outs[0]):

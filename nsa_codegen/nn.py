@@ -137,7 +137,10 @@ class NSAAttention(nn.Module):
 
 
 class NSABlock(nn.Module):
-    """A pre-norm block, `[B, T, hidden]` both ways: `x += drop(NSA(LN(x)))`, then `x += drop(W2 gelu(W1 LN(x)))`."""
+    """A pre-norm block, `[B, T, hidden]` both ways: `x += drop(NSA(LN(x)))`, then `x += drop(W2 gelu(W1 LN(x)))`.
+
+    Raises `SpecError` for its options, and `InputError` for input of another shape.
+    """
 
     def __init__(self, hidden_size: int, spec: NSASpec, *, dropout: float = 0.1, impl: str = "auto") -> None:
         super().__init__()

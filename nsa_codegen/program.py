@@ -49,7 +49,10 @@ class Tokens:
 
 @dataclass(frozen=True, kw_only=True)
 class Phi:
-    """Compressed tokens: key `i` is `phi(K[i*stride : i*stride + kernel])`; a partial window forms none."""
+    """Compressed tokens: key `i` is `phi(K[i*stride : i*stride + kernel])`; a partial window forms none.
+
+    Raises `SpecError`.
+    """
 
     method: str = "mean"
     kernel: int
@@ -70,7 +73,7 @@ class Phi:
 
 @dataclass(frozen=True, kw_only=True)
 class Path:
-    """One softmax attention of the program: its keys, and which of them a query sees."""
+    """One softmax attention of the program: its keys, and which of them a query sees. Raises `SpecError`."""
 
     name: str
     visible: IndexSet
@@ -117,7 +120,8 @@ class Program:
 
     `num_heads` query heads share `num_kv_heads` key/value heads in contiguous groups of
     `G = num_heads / num_kv_heads`. `combine` is `"none"` (one path), `"scalar"` (one gate per path) or
-    `"sigmoid"` (one gate per token, head and path).
+    `"sigmoid"` (one gate per token, head and path). `num_kv_heads` defaults to `num_heads`, `value_dim` to `head_dim`.
+    Raises `SpecError`.
     """
 
     name: str

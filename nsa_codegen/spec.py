@@ -34,8 +34,15 @@ _SIZES = (
 class NSASpec:
     """Native Sparse Attention with its three paths: compressed, selected, window (NSA 2025, eq. 5-12).
 
-    The defaults are the seed's. `compression_ratio` sets `compression_kernel` and `compression_stride`
-    together. `num_kv_heads` defaults to `num_heads` and `value_dim` to `head_dim`. Raises `SpecError`.
+    `num_heads` query heads share `num_kv_heads` key/value heads (by default as many), keys of `head_dim` and values of
+    `value_dim` (by default the same). A query sees the last `window_size` tokens; `num_selected_blocks` blocks of
+    `block_size` tokens, the first `num_initial_blocks` and the `num_local_blocks` up to its own among them; and tokens
+    compressed from windows of `compression_kernel` every `compression_stride`, which `compression_ratio` sets together.
+
+    `compression` is how (`mean`, `conv`, `mlp`), `selection` what scores blocks (`mean_key`, `compressed`), `gate` what
+    combines the paths: one gate each (`scalar`), or one per token and head (`sigmoid`). `kv_per_path` gives each path
+    keys and values of its own, `pool_queries` pools the compressed path's queries. The defaults are the seed's. Raises
+    `SpecError`.
     """
 
     num_heads: int = 8
