@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..desc import DTYPES
 from ..errors import InputError
 from ..outputs import require_file
 from .app import AsJson, console, print_json, print_table
-from .options import Dtype
 
 if TYPE_CHECKING:
     from ..bench.settings import Settings
@@ -44,7 +44,7 @@ def bench(
     num_heads: Annotated[int, typer.Option(help="Query heads, H.")] = 16,
     num_kv_heads: Annotated[int, typer.Option(help="Key/value heads, Hkv.")] = 1,
     head_dim: Annotated[int, typer.Option(help="Head dim of queries, keys and values, D.")] = 64,
-    dtype: Dtype = None,
+    dtype: Annotated[str, typer.Option(help=f"Type of the tensors: {', '.join(DTYPES)}.")] = "float32",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; torch's number by default.")] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="Time for each comparison; at least one round.")] = 20.0,
     flex_seconds: Annotated[float, typer.Option(min=0.0, help="Time for flex_attention to compile.")] = 120.0,
@@ -78,7 +78,7 @@ def bench(
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        dtype=dtype or "float32",
+        dtype=dtype,
         threads=threads or torch.get_num_threads(),
         seconds=seconds,
         flex_seconds=flex_seconds,

@@ -6,14 +6,16 @@ there are, so that what no record tells apart stays as it is. It changes nothing
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..errors import NSAError
 from ..ops import Sizes
 from ..schedule import CpuSchedule, multiplies_pairs
 from ..target import CpuTarget, parse_target
@@ -68,9 +70,15 @@ def _solve(matrix: Any, wanted: Any, start: Any, pull: float) -> Any:
     return found
 
 
-def main(paths: list[str]) -> None:
-    """Print the constants before and after fitting them to the logs at `paths`."""
-    logs: list[Log] = [read_log(Path(p)) for p in paths]
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the constants before and after fitting them to the logs that are named."""
+    parser = argparse.ArgumentParser(prog="python -m nsa_codegen.tuning.fit", description=__doc__)
+    parser.add_argument("logs", nargs="+", type=Path, help="logs <run>.jsonl of measured runs of CPU kernels")
+    named: list[Path] = parser.parse_args(arguments).logs
+    try:
+        logs: list[Log] = [read_log(path) for path in named]
+    except NSAError as error:
+        sys.exit(f"error: {error}")
     pairs = []
     for log in logs:
         target = parse_target(log.meta.target)
@@ -82,4 +90,4 @@ def main(paths: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
