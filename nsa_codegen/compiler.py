@@ -57,7 +57,7 @@ def find_compiler() -> Compiler:
 
     A `$CXX` that is set but can't be run is an error: it is an explicit request.
     """
-    asked = shlex.split(os.environ.get("CXX", ""))
+    asked = _asked()
     if asked:
         found = shutil.which(asked[0])
         if found is None:
@@ -75,6 +75,17 @@ def find_compiler() -> Compiler:
         "no C++ compiler: $CXX is not set, and neither g++ nor clang++ is on PATH, nor is the Python package ziglang "
         "installed; install g++ or clang++, or `pip install ziglang`"
     )
+
+
+def _asked() -> list[str]:
+    """Return the words of `$CXX`, none if it is not set; raises `CompilerError` if they are none of a shell's."""
+    given = os.environ.get("CXX", "")
+    try:
+        return shlex.split(given)
+    except ValueError as error:
+        raise CompilerError(
+            f"$CXX = {given!r} is no command ({error}); correct it, or unset it to use g++ or clang++"
+        ) from error
 
 
 def compile_shared(folder: Path, *, target: CpuTarget, seconds: float = LIMIT_SECONDS) -> Binary:

@@ -72,10 +72,16 @@ def building_is_forbidden() -> bool:
 
 
 def default_root() -> Path:
-    """Return `$NSA_CODEGEN_HOME`, else `generated/` of a writable checkout, else the user's cache directory."""
+    """Return `$NSA_CODEGEN_HOME`, else `generated/` of a writable checkout, else the user's cache directory.
+
+    Raises `StoreError` for the home of a user that is not there.
+    """
     home = os.environ.get("NSA_CODEGEN_HOME")
     if home:
-        return Path(home).expanduser().absolute()
+        try:
+            return Path(home).expanduser().absolute()
+        except RuntimeError as error:
+            raise StoreError(f"NSA_CODEGEN_HOME = {home!r} names no folder ({error}); give the whole path") from error
     checkout = Path(__file__).parent.parent
     try:
         project = (checkout / "pyproject.toml").read_text()

@@ -293,6 +293,9 @@ def test_the_order_of_compilers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("CXX", "absent-c++")
     with pytest.raises(CompilerError, match=r"\$CXX = 'absent-c\+\+' names no program"):
         find_compiler()
+    monkeypatch.setenv("CXX", "g++ '-DNAME=x")
+    with pytest.raises(CompilerError, match=r"\$CXX = \"g\+\+ '-DNAME=x\" is no command \(No closing quotation\)"):
+        find_compiler()
 
 
 def test_zig_is_told_the_processor_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -636,6 +636,9 @@ def test_root_is_the_environments_else_the_checkouts_else_the_users(
 ) -> None:
     monkeypatch.setenv("NSA_CODEGEN_HOME", str(tmp_path / "mine"))
     assert default_root() == tmp_path / "mine"
+    monkeypatch.setenv("NSA_CODEGEN_HOME", "~nobody-of-this-name/store")
+    with pytest.raises(StoreError, match=r"NSA_CODEGEN_HOME = '~nobody-of-this-name/store' names no folder"):
+        default_root()
     monkeypatch.delenv("NSA_CODEGEN_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     package = tmp_path / "checkout" / "nsa_codegen"
