@@ -81,8 +81,14 @@ class Path:
     pool_queries: bool = False
 
     def __post_init__(self) -> None:
-        if not self.name.isidentifier():
+        if not isinstance(self.name, str) or not self.name.isidentifier():
             raise SpecError(f"Path.name = {self.name!r} is not allowed: it must be a Python identifier")
+        if not isinstance(self.visible, (RangeSet, TopK)):
+            raise SpecError(
+                f"Path.visible = {self.visible!r} is not allowed: give an index set, as window() or top_k() makes"
+            )
+        if not isinstance(self.keys, (Tokens, Phi)):
+            raise SpecError(f"Path.keys = {self.keys!r} is not allowed: give Tokens(), or Phi(kernel=..., stride=...)")
         require_numbers(f"Path {self.name!r}", self.visible)
         if isinstance(self.visible, TopK) and isinstance(self.keys, Phi):
             raise SpecError(
@@ -140,6 +146,9 @@ class Program:
             require_size("Program", size, getattr(self, size))
         require_group("Program", self.num_heads, self.kv_heads)
         require_choice("Program", "combine", self.combine, COMBINES)
+        if not isinstance(self.paths, (tuple, list)) or not all(isinstance(p, Path) for p in self.paths):
+            raise SpecError(f"Program.paths = {self.paths!r} is not allowed: give a tuple of Path")
+        object.__setattr__(self, "paths", tuple(self.paths))  # of a list, which has no hash
         names = [p.name for p in self.paths]
         if not names or len(set(names)) != len(names):
             raise SpecError(f"Program.paths = {names} is not allowed: give at least one path, each with its own name")

@@ -176,6 +176,10 @@ SCORED = Path(name="sel", visible=top_k("compressed", n=2, block=8, source="cmp"
     ("make", "parts"),
     [
         (lambda: path("not a name"), ("Path.name = 'not a name'", "identifier")),
+        (lambda: path(7), ("Path.name = 7", "identifier")),  # type: ignore[arg-type]
+        (lambda: Path(name="x", visible="window"), ("Path.visible = 'window'", "top_k()")),  # type: ignore[arg-type]
+        (lambda: path(keys=None), ("Path.keys = None", "Tokens()")),
+        (lambda: path(keys=Phi), ("Path.keys = <class", "Phi(kernel=..., stride=...)")),
         (lambda: path(pool_queries=True), ("Path.pool_queries = True", "kernel and stride must be equal")),
         (lambda: path(pool_queries=True, keys=Phi(kernel=8, stride=4)), ("Path.pool_queries", "phi_mean(l=8, d=4)")),
         (
@@ -190,6 +194,8 @@ SCORED = Path(name="sel", visible=top_k("compressed", n=2, block=8, source="cmp"
         (lambda: Phi(kernel=2**31, stride=4), ("Phi.kernel = 2147483648", "integer from 1 to 1073676288")),
         (lambda: Phi(kernel=0, stride=4), ("Phi.kernel = 0", "integer >= 1")),
         (lambda: program(), ("Program.paths = []", "at least one path")),
+        (lambda: program("only"), ("Program.paths = ('only',)", "tuple of Path")),  # type: ignore[arg-type]
+        (lambda: program(paths=path()), ("Program.paths = Path(", "tuple of Path")),
         (lambda: program(path(), path(), combine="scalar"), ("Program.paths = ['only', 'only']", "its own name")),
         (lambda: program(path(), combine="scalar"), ("Program.combine = 'scalar'", "1 path(s)", "'none'")),
         (lambda: program(path("a"), path("b")), ("Program.combine = 'none'", "2 path(s)", "'sigmoid'")),
@@ -212,6 +218,11 @@ def test_programs_are_refused_by_field(make: object, parts: tuple[str, ...]) -> 
         make()  # type: ignore[operator]
     for part in parts:
         assert part in str(error.value)
+
+
+def test_a_list_of_paths_is_a_tuple_of_them() -> None:
+    assert program(paths=[path()]) == program(path())
+    assert hash(program(paths=[path()])) == hash(program(path()))
 
 
 def test_looking_up_a_path_that_is_not_there_lists_those_that_are() -> None:
