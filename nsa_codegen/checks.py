@@ -7,17 +7,23 @@ import logging
 import math
 import operator
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._C._functorch import (
+    get_unwrapped,
+    is_batchedtensor,
+    is_functorch_wrapped_tensor,
+    is_gradtrackingtensor,
+    peek_interpreter_stack,
+)
 from torch.autograd import forward_ad
 
 from .desc import DTYPES, KernelDesc
 from .device import device_target, emulated_target
-from .errors import ForwardDerivativeError, InputError, ScheduleError, TargetError
+from .errors import ForwardDerivativeError, InputError, ScheduleError, TargetError, TransformError
 from .index_sets import RangeSet, TopK, require_choice
 from .program import Phi, Program
 from .reference.precision import arithmetic_dtype
@@ -331,8 +337,36 @@ def use_compiled(call: str, impl: str, q: Tensor, needs: Callable[[], Iterable[K
     return False
 
 
-def refuse_forward_derivatives(call: str, tensors: Iterable[Tensor | None]) -> None:
-    """Raise `ForwardDerivativeError` if a tensor for the kernels has a tangent, or may hide one under a transform."""
+def refuse_transforms(call: str, tensors: Iterable[Tensor | None], *, lists: bool = False) -> None:
+    """Raise for tensors of transforms that torch does not make of the kernels: forward mode, `torch.func`'s gradients.
+
+    torch makes `vmap` of an op, row by row, unless the op takes `lists` of tensors. Raises `ForwardDerivativeError` if
+    one has a tangent, or may hide one under a transform, and `TransformError`.
+    """
+    tensors = tuple(tensors)
+    _refuse_forward_derivatives(call, tensors)
+    if torch.compiler.is_compiling() or peek_interpreter_stack() is None:
+        return
+    wrapped = [level for x in tensors if x is not None for level in _levels(x)]
+    if torch.is_grad_enabled() and any(is_gradtrackingtensor(x) and x.requires_grad for x in wrapped):
+        raise TransformError(
+            f"{call}: gradients by torch.func (grad, vjp, jacrev) are asked for, and kernels have those of backward() "
+            f"and torch.autograd.grad; use these, or impl='reference', which has both"
+        )
+    if lists and any(is_batchedtensor(x) for x in wrapped):
+        raise TransformError(
+            f"{call}: torch.vmap is asked for, and kernels take all rows at once; give the rows as batch"
+        )
+
+
+def _levels(x: Tensor) -> Iterator[Tensor]:
+    """Yield what the transforms of `torch.func` have made of a tensor, the last one first."""
+    while is_functorch_wrapped_tensor(x):
+        yield x
+        x = get_unwrapped(x)
+
+
+def _refuse_forward_derivatives(call: str, tensors: Iterable[Tensor | None]) -> None:
     if forward_ad._current_level < 0:
         return
     for x in tensors:

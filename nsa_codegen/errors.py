@@ -61,6 +61,10 @@ class ForwardDerivativeError(NSAError, NotImplementedError):
     """A forward-mode derivative was asked for; the kernels have reverse-mode derivatives only."""
 
 
+class TransformError(NSAError, NotImplementedError):
+    """A transform of `torch.func` was asked for that torch does not make of the kernels: a gradient, or `vmap`."""
+
+
 class MissingPackageError(NSAError, ImportError):
     """A package of an optional extra is not installed."""
 

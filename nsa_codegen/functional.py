@@ -30,7 +30,7 @@ from .checks import (
     checked_scale,
     checked_start,
     last_start,
-    refuse_forward_derivatives,
+    refuse_transforms,
     require_alike,
     require_attention,
     require_declared,
@@ -81,7 +81,7 @@ def compress(
         assert weight is not None and bias is not None  # checked above
         (position, w1, w2), (b1, b2) = weight, bias
         mlp = (position, w1, b1, w2, b2)
-    refuse_forward_derivatives("compress", (x, *conv, *mlp))
+    refuse_transforms("compress", (x, *conv, *mlp))
     out: Tensor = _ops.compress(x, method, kernel, stride, *conv, *mlp)
     return out
 
@@ -215,7 +215,7 @@ def selected_attention(
     factor = checked_scale(call, scale, q)
     start = checked_start(call, q_start, q, k.shape[1]) if causal else checked_position(call, q_start, q)
     if use_compiled(call, impl, q, lambda: calls.gathered(q, k, v, block_indices, block_size, causal)):
-        refuse_forward_derivatives(call, (q, k, v))
+        refuse_transforms(call, (q, k, v))
         out, lse = _ops.gather_attention(q, k, v, block_indices, block_size, causal, start, factor)
         return out, lse
     return reference.gather_attention(
@@ -377,7 +377,7 @@ def combine(outs: list[Tensor], gates: Tensor, *, impl: str = "auto") -> Tensor:
     """
     require_outputs(outs, gates)
     if use_compiled("combine", impl, outs[0]):
-        refuse_forward_derivatives("combine", (*outs, gates))
+        refuse_transforms("combine", (*outs, gates), lists=True)
         out: Tensor = _ops.combine(outs, gates)
         return out
     return reference.combine(outs, gates)
@@ -390,7 +390,7 @@ def _stream(
     q_start = checked_position(call, q_start, q)
     require_reach(call, visible, k.shape[1])
     if use_compiled(call, impl, q, lambda: calls.streamed(q, k, v, visible.text)):
-        refuse_forward_derivatives(call, (q, k, v))
+        refuse_transforms(call, (q, k, v))
         out, lse = _ops.stream_attention(q, k, v, visible.text, q_start, factor)
         return out, lse
     return reference.stream_attention(q, k, v, visible, q_start=q_start, scale=factor)
@@ -455,7 +455,7 @@ def _scored_path(
     """Return the outputs of `path`, over compressed tokens, and of `listed`, whose blocks its weights score."""
     (k, v), phi, visible = kv[path.name], path.keys, listed.visible
     assert isinstance(phi, Phi) and isinstance(visible, TopK)
-    refuse_forward_derivatives(f"attention({program.name}.{path.name})", (q, k, v))
+    refuse_transforms(f"attention({program.name}.{path.name})", (q, k, v))
     sizes = (visible.block, visible.n, visible.initial, visible.local, phi.kernel, phi.stride)
     out, _, indices = _ops.scored_attention(q, k, v, *sizes, scale, q_start)
     options: dict[str, Any] = {"scale": scale, "q_start": q_start, "impl": impl}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import refuse_forward_derivatives, use_compiled
+from .checks import refuse_transforms, use_compiled
 from .device import emulated_target
 from .dispatch import define_op, dtype_name, fake_op, few_queries, launch
 from .ops.base import scratch
@@ -69,10 +69,10 @@ def as_one(
 ) -> Tensor:
     """Return what `program` computes of checked tensors, by one op; of blocks scored by means, these or none.
 
-    Raises `ForwardDerivativeError`.
+    Raises `ForwardDerivativeError` and `TransformError`.
     """
     keys, values = [k for k, _ in pairs], [v for _, v in pairs]
-    refuse_forward_derivatives("attention", (q, gates, *keys, *values))
+    refuse_transforms("attention", (q, gates, *keys, *values), lists=True)
     out: Tensor = torch.ops.nsa_codegen.attention(q, keys, values, gates, means, program.text, q_start, scale)
     return out
 

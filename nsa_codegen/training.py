@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .autograd import refuse_second_derivatives
-from .checks import refuse_forward_derivatives, use_compiled
+from .checks import refuse_transforms, use_compiled
 from .dispatch import define_op, fake_op
 from .inference import Scope, by_runs, named, plan_for, rows_are_shared, rows_are_small, serves_here
 from .ops.base import scratch
@@ -43,9 +43,12 @@ def attention_with_gradients(
     scale: float,
     q_start: int,
 ) -> Tensor:
-    """Return what `program` computes of checked tensors, differentiable once. Raises `ForwardDerivativeError`."""
+    """Return what `program` computes of checked tensors, differentiable once.
+
+    Raises `ForwardDerivativeError` and `TransformError`.
+    """
     keys, values = [k for k, _ in pairs], [v for _, v in pairs]
-    refuse_forward_derivatives("attention", (q, gates, *keys, *values))
+    refuse_transforms("attention", (q, gates, *keys, *values), lists=True)
     apply: Any = _Attention.apply
     out: Tensor = apply(program.text, q_start, scale, q, gates, *keys, *values)
     return out

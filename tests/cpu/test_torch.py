@@ -8,7 +8,7 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from nsa_codegen import NSA, NSASpec, functional
-from nsa_codegen.errors import ForwardDerivativeError, SecondDerivativeError
+from nsa_codegen.errors import ForwardDerivativeError, SecondDerivativeError, TransformError
 from nsa_codegen.index_sets import window
 
 FORMS = {
@@ -249,3 +249,56 @@ def test_what_has_no_tangent_runs_at_a_dual_level() -> None:
     wanted = functional.nsa_attention(*values, torch.ones(3), SEED)
     with forward_ad.dual_level():
         assert torch.equal(functional.nsa_attention(*values, torch.ones(3), SEED), wanted)
+
+
+def _func_grad(call, values: list[Tensor]) -> Tensor:
+    def of_all(*given: Tensor) -> Tensor:
+        out = call(*given)
+        return (out[0] if isinstance(out, tuple) else out).cos().sum()
+
+    return torch.func.grad(of_all, argnums=1)(*values)
+
+
+def _func_grad_of_rows(call, values: list[Tensor]) -> Tensor:
+    return torch.vmap(lambda *row: _func_grad(call, list(row)))(*(torch.stack([x, x]) for x in values))
+
+
+def _func_grad_over_rows(call, values: list[Tensor]) -> Tensor:
+    def of_rows(*rows: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return torch.vmap(call)(*rows)
+
+    return _func_grad(of_rows, [torch.stack([x, x]) for x in values])
+
+
+@pytest.mark.parametrize("gradient", [_func_grad, _func_grad_of_rows, _func_grad_over_rows])
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if not name.startswith(("select_blocks", "block_means"))])
+def test_gradients_by_torch_func_are_refused_by_kernels_and_made_by_the_reference(name: str, gradient) -> None:
+    values = [normal(1, 20, 2, 16, seed=seed, grad=False) for seed in range(3)]
+    with pytest.raises(TransformError, match=r"use these, or impl='reference'"):
+        gradient(lambda *x: FUNCTIONS[name](*x, impl="compiled"), values)
+    if gradient is _func_grad:
+        assert gradient(lambda *x: FUNCTIONS[name](*x, impl="reference"), values).abs().max() > 0
+
+
+def test_vmap_is_refused_where_torch_does_not_make_it() -> None:
+    rows = [normal(3, 1, 20, 2, 16, seed=seed, grad=False) for seed in range(3)]
+    whole = [x.flatten(0, 1) for x in rows]
+    for call in (
+        lambda *x: functional.nsa_attention(*x, torch.ones(3), SEED),
+        lambda *x: functional.combine(x, torch.ones(3)),
+    ):
+        with pytest.raises(TransformError, match="give the rows as batch"):
+            torch.vmap(call)(*rows)
+    attend = lambda *x: functional.window_attention(*x, window_size=9)[0]  # noqa: E731
+    assert torch.equal(torch.vmap(attend)(*rows).flatten(0, 1), attend(*whole))
+
+
+def test_what_is_not_differentiated_runs_under_a_gradient() -> None:
+    values = [normal(1, 20, 2, 16, seed=seed, grad=False) for seed in range(3)]
+    wanted = functional.nsa_attention(*values, torch.ones(3), SEED)
+
+    def fixed(x: Tensor) -> Tensor:
+        assert torch.equal(functional.nsa_attention(x.detach(), *values[1:], torch.ones(3), SEED), wanted)
+        return x.sum()
+
+    torch.func.grad(fixed)(values[0])
