@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -291,7 +292,8 @@ class Program:
 def require_group(owner: str, num_heads: int, num_kv_heads: int) -> None:
     """Raise `SpecError` unless the group size `num_heads / num_kv_heads` is whole."""
     if num_heads % num_kv_heads:
-        divisors = [h for h in range(1, num_heads + 1) if num_heads % h == 0]
+        small = [h for h in range(1, math.isqrt(num_heads) + 1) if num_heads % h == 0]
+        divisors = sorted({*small, *(num_heads // h for h in small)})
         raise SpecError(
             f"{owner}.num_kv_heads = {num_kv_heads} is not allowed with num_heads = {num_heads}: the group size must "
             f"be whole; use one of {divisors}"
