@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -78,10 +79,7 @@ def default_root() -> Path:
     """
     home = os.environ.get("NSA_CODEGEN_HOME")
     if home:
-        try:
-            return Path(home).expanduser().absolute()
-        except RuntimeError as error:
-            raise StoreError(f"NSA_CODEGEN_HOME = {home!r} names no folder ({error}); give the whole path") from error
+        return _placed(home)
     checkout = Path(__file__).parent.parent
     try:
         project = (checkout / "pyproject.toml").read_text()
@@ -92,6 +90,15 @@ def default_root() -> Path:
     import platformdirs
 
     return platformdirs.user_cache_path("nsa_codegen")
+
+
+@functools.cache
+def _placed(home: str) -> Path:
+    """Return a folder as named where it was first asked for: a process that goes elsewhere keeps its store."""
+    try:
+        return Path(home).expanduser().absolute()
+    except RuntimeError as error:
+        raise StoreError(f"NSA_CODEGEN_HOME = {home!r} names no folder ({error}); give the whole path") from error
 
 
 class KernelStore:

@@ -654,6 +654,14 @@ def test_root_is_the_environments_else_the_checkouts_else_the_users(
     assert not (tmp_path / "cache").exists() and not (tmp_path / "mine").exists()
 
 
+def test_a_process_that_changes_its_folder_keeps_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NSA_CODEGEN_HOME", f"kernels-of-{tmp_path.name}")
+    monkeypatch.chdir(tmp_path)
+    root = default_root()
+    monkeypatch.chdir(tmp_path.parent)
+    assert default_root() == root == tmp_path / f"kernels-of-{tmp_path.name}"
+
+
 def test_manifest_reads_what_it_writes() -> None:
     key = make_key()
     with tempfile.TemporaryDirectory() as folder:
