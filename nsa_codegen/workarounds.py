@@ -6,6 +6,8 @@ expression such as `n + 2 - n`. It is never unrolled, and its wait counts, which
 Where copies have a warp group of their own, its four warps wait for free tiles, and one of them starts the copies. A
 wait tells phases by their parity, and nothing holds the copies back for the other three: one that is late by a phase
 waits for another, which may never come. And barriers of the group get between the copies, into what one thread does.
+
+The last simplification of device code asks Z3 about every term of every mask, and learns nothing: half of a lowering.
 """
 
 from __future__ import annotations
@@ -54,6 +56,26 @@ def _unroll_epilogues(tvm: Any) -> Any:
         return function.with_body(tirx.stmt_functor.ir_transform(function.body, None, expanded, ["tirx.For"]))
 
     return tirx.transform.prim_func_pass(unroll, opt_level=0, name="nsa.UnrollEpilogues")
+
+
+_THEORY = "smt.arith.solver"  # of Z3: what a new solver knows of integers; with 0 nothing, and it gives up at once
+
+
+@contextlib.contextmanager
+def without_integer_proofs() -> Iterator[None]:
+    """Let TileLang's analyzer do without Z3 while the context is open, which has to be within `corrected_pipelines`.
+
+    What Z3 then proves holds for any integers. It is of the process: the lock keeps other lowerings out, whose tile
+    operators do need proofs.
+    """
+    import z3
+
+    theory = z3.get_param(_THEORY)
+    z3.set_param(_THEORY, 0)
+    try:
+        yield
+    finally:
+        z3.set_param(_THEORY, theory)
 
 
 _COPYING_WARP = 32  # threads: the first warp of the group is the one that `tl_shuffle_elect` elects from

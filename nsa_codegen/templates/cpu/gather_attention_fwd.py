@@ -1,4 +1,4 @@
-"""Gathered attention, forward: softmax over the tokens of each query's list of blocks (paper eq. 11, selected path).
+"""Gathered attention, forward: softmax over the tokens of each query's list of blocks (paper eq. 12, selected path).
 
 One task is a tile of queries of one key/value head. Block by block, the rows (query, head) of those that list it meet
 its keys in one product, so that a block is read once for all of them; scores are kept, keys in the lanes, until a row

@@ -1,4 +1,4 @@
-"""Attention over compressed tokens that lists blocks by its own weights, forward (paper eq. 5, 8-12).
+"""Attention over compressed tokens that lists blocks by its own weights, forward (paper eq. 5, 8-11).
 
 One task is a tile of queries of one key/value head. The weights that sum the values are summed into blocks as well, so
 that the scores of the selection cost no second product with the keys.

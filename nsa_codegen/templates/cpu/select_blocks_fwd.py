@@ -1,4 +1,4 @@
-"""Block selection, forward: block scores and their top-k, with no score matrix (paper eq. 8-12).
+"""Block selection, forward: block scores and their top-k, with no score matrix (paper eq. 8-11).
 
 One task is a tile of queries of one key/value head. `compressed` keeps, per tile of compressed tokens, the block sums
 relative to the running maximum of that moment, and normalises them at the end: one product, memory O(blocks) a worker.

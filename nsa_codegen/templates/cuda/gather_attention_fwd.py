@@ -1,4 +1,4 @@
-"""Gathered attention, forward: softmax attention over the tokens of each query's list of blocks (paper eq. 11-12).
+"""Gathered attention, forward: softmax attention over the tokens of each query's list of blocks (paper eq. 12).
 
 One thread block is one tile of rows (query, head of the group). It passes over the union of its queries' lists, which
 `steps`, `listing` and `members` hold, and masks what a query has not listed: a block is loaded once for all queries of

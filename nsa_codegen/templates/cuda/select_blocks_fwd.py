@@ -1,4 +1,4 @@
-"""Block selection, forward: block scores and their top-n, with no score matrix in memory (paper eq. 8-12).
+"""Block selection, forward: block scores and their top-n, with no score matrix in memory (paper eq. 8-11).
 
 A thread block is a tile of queries of one key/value head. `compressed` streams the compressed tokens for block scores,
 which go to the queries' running lists; before that, for the softmax's maximum and sum, unless the attention over the
