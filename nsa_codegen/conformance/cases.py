@@ -53,8 +53,8 @@ def _selections(dtype: str, group: int) -> list[Case]:
     dims: dict[str, Any] = {"group": group, "dk": 32, "block": 16, "n": 3, "initial": 1, "local": 1}
     by_weights = KernelDesc.of("select_blocks", dtype, method="compressed", kernel=8, stride=4, **dims)
     return [
-        Case(desc=KernelDesc.of("select_blocks", dtype, method="mean_key", **dims)),
         Case(desc=by_weights),
+        Case(desc=KernelDesc.of("select_blocks", dtype, method="mean_key", **dims)),
         Case(desc=with_lse(by_weights)),
     ]
 
