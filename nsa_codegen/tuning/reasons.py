@@ -182,7 +182,7 @@ def _gpu_facts(target: GpuTarget) -> dict[str, str]:
         "mfma": "mfma: 16 rows of a wave, operands in registers",
     }
     copies = {
-        "tma": f"tma: a warp group of its own copies, in flight beside {target.warp}-thread warps that compute",
+        "tma": "tma: one thread starts the copy of a tile, in a warp group of its own or among those that compute",
         "cp.async": "cp.async: the threads that compute copy as well, and hold the addresses",
         "buffer": "buffer loads: the threads that compute copy",
     }
