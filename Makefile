@@ -7,7 +7,7 @@ TORCH_VERSION ?= 2.13.0
 # What pip installs for torch, with options if need be; empty: see torch-installed below.
 # An index of your own: make test TORCH_SPEC="torch==2.13.0+cpu --index-url ..."
 TORCH_SPEC ?=
-PYTEST_ARGS ?= -n 2 --maxschedchunk 16
+PYTEST_ARGS ?= -n 2 --maxschedchunk 1
 DEMO_ARGS ?=
 CONFORMANCE_ARGS ?= --jobs 2
 

@@ -406,10 +406,11 @@ def test_no_queries_and_no_keys(name: str, impl: str) -> None:
         k_cmp, v_cmp = functional.compress(k, **means), functional.compress(v, **means)
         out = functional.nsa_attention(q, k, v, torch.ones(3, dtype=dtype), spec, k_cmp=k_cmp, v_cmp=v_cmp, impl=impl)
         assert out.shape == (batch, queries, spec.num_heads, spec.dv)
-        lists = functional.select_blocks(q, k, method="mean_key", block_size=8, num_selected=3, impl=impl)
-        assert lists.shape == (batch, queries, spec.kv_heads, 3)
+        blocks = {"block_size": spec.block_size, "impl": impl}  # sizes of the spec's own, whose kernels are there
+        lists = functional.select_blocks(q, k, method="mean_key", num_selected=spec.num_selected_blocks, **blocks)
+        assert lists.shape == (batch, queries, spec.kv_heads, spec.num_selected_blocks)
         leaves = tuple(y.detach().clone().requires_grad_() for y in (q, k, v))
-        attended = functional.window_attention(*leaves, window_size=8, impl=impl)[0]
-        attended = attended + functional.selected_attention(*leaves, lists, block_size=8, impl=impl)[0]
+        attended = functional.window_attention(*leaves, window_size=spec.window_size, impl=impl)[0]
+        attended = attended + functional.selected_attention(*leaves, lists, **blocks)[0]
         if not queries:
             assert not any(bool(g.any()) for g in torch.autograd.grad(attended.sum(), leaves))
