@@ -22,6 +22,12 @@ def require_size(owner: str, name: str, value: object, least: int = 1) -> None:
         raise SpecError(f"{owner}.{name} = {value!r} is not allowed: it must be an integer >= {least}")
 
 
+def _require_a(kind: type, owner: str, name: str, value: object, what: str) -> None:
+    """Raise `SpecError` unless `value` is a `kind`, for which a bool counts only if that is meant."""
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise SpecError(f"{owner}.{name} = {value!r} is not allowed: it must be {what}")
+
+
 def require_choice(owner: str, name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Raise `SpecError` unless `value` is one of the words `allowed`."""
     if value not in allowed:
@@ -40,7 +46,10 @@ class Bound:
     cap: int | None = END
 
     def __post_init__(self) -> None:
+        _require_a(int, "Bound", "offset", self.offset, "an integer")
         require_size("Bound", "divisor", self.divisor, least=0)
+        if self.cap is not END:
+            _require_a(int, "Bound", "cap", self.cap, "an integer, or END for none")
 
     def at(self, t: int, keys: int) -> int:
         """Return the bound for position `t`, clamped into `0 .. keys`."""
@@ -65,6 +74,10 @@ class Range:
     lo: Bound
     hi: Bound
 
+    def __post_init__(self) -> None:
+        for name in ("lo", "hi"):
+            _require_a(Bound, "Range", name, getattr(self, name), "a Bound, such as Bound(cap=0)")
+
     def __str__(self) -> str:
         return f"[{self.lo}, {self.hi})"
 
@@ -81,9 +94,12 @@ class RangeSet:
     text: str = field(init=False, repr=False, compare=False)  # the ranges as JSON, which torch ops take as a string
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "text", json.dumps(self.to_json(), separators=(",", ":")))
+        _require_a(tuple, "RangeSet", "ranges", self.ranges, "a tuple of Range")
+        for one in self.ranges:
+            _require_a(Range, "RangeSet", "ranges", one, "a tuple of Range")
         if not self.ranges:
             raise SpecError("RangeSet.ranges = () is not allowed: give at least one range")
+        object.__setattr__(self, "text", json.dumps(self.to_json(), separators=(",", ":")))
         for before, after in zip(self.ranges, self.ranges[1:], strict=False):
             if not _never_above(before.lo, after.lo):
                 raise SpecError(
@@ -92,7 +108,12 @@ class RangeSet:
                 )
 
     def __or__(self, other: RangeSet) -> RangeSet:
+        if not isinstance(other, RangeSet):
+            raise _no_union(self, other)
         return RangeSet(ranges=self.ranges + other.ranges)
+
+    def __ror__(self, other: object) -> RangeSet:
+        raise _no_union(other, self)
 
     def sees(self, t: int, key: int, keys: int) -> bool:
         """Return whether the query at position `t` sees key `key` of `keys`."""
@@ -117,6 +138,13 @@ class RangeSet:
 
     def __str__(self) -> str:
         return " | ".join(str(r) for r in self.ranges)
+
+
+def _no_union(one: object, other: object) -> SpecError:
+    return SpecError(
+        f"{one} | {other} is not allowed: only range sets join, such as first(4) | window(64); what a top-k lists "
+        f"needs a Path of its own"
+    )
 
 
 def _never_above(before: Bound, after: Bound) -> bool:
@@ -167,11 +195,16 @@ class TopK:
         require_size("TopK", "block", self.block)
         require_size("TopK", "initial", self.initial, least=0)
         require_size("TopK", "local", self.local)
+        _require_a(str, "TopK", "source", self.source, "the name of a path, such as 'compressed'")
+        _require_a(bool, "TopK", "causal", self.causal, "True or False")
         if self.n < self.initial + self.local:
             raise SpecError(
                 f"TopK.n = {self.n} is not allowed: {self.initial} initial and {self.local} local blocks are forced "
                 f"and count toward it; use n >= {self.initial + self.local}"
             )
+
+    def __or__(self, other: object) -> TopK:
+        raise _no_union(self, other)
 
     def count(self, t: int, keys: int) -> int:
         """Return how many tokens the query at position `t` sees."""

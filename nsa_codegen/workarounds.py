@@ -7,7 +7,8 @@ Where copies have a warp group of their own, its four warps wait for free tiles,
 wait tells phases by their parity, and nothing holds the copies back for the other three: one that is late by a phase
 waits for another, which may never come. And barriers of the group get between the copies, into what one thread does.
 
-The last simplification of device code asks Z3 about every term of every mask, and learns nothing: half of a lowering.
+The last simplification of device code asks Z3 about every term of every mask, for a third of the time, and learns
+nothing.
 """
 
 from __future__ import annotations

@@ -100,17 +100,17 @@ def test_the_epilogue_of_a_loop_of_two_copies_has_an_extent_that_nobody_simplifi
         assert torch.equal(o.double(), exact)
 
 
-def listed_products(*, synchronised=True, named=False, depth=TILE):
-    """o = sum over listed tiles of (q k^T) v, the list and q stored to shared memory by all threads before the loop."""
+def listed_products(*, synchronised=True, named=False, shared=True, depth=TILE):
+    """o = sum over listed tiles of (q k^T) v; all threads store q and, if `shared`, the list before the loop."""
     size = T.dynamic("size")
 
     @T.macro
-    def load(x, staged, listed, kk):
+    def load(x, staged, listing, kk):
         if named:
-            first = listed[kk] * TILE
+            first = listing[kk] * TILE
             T.copy(x[first : first + TILE, :], staged)
         else:
-            T.copy(x[listed[kk] * TILE : listed[kk] * TILE + TILE, :], staged)
+            T.copy(x[listing[kk] * TILE : listing[kk] * TILE + TILE, :], staged)
 
     @T.prim_func
     def products(
@@ -136,11 +136,11 @@ def listed_products(*, synchronised=True, named=False, depth=TILE):
                 T.sync_threads()
             T.clear(acc)
             for kk in T.Pipelined(3, num_stages=2):
-                load(k, ks, listed, kk)
+                load(k, ks, listed if shared else listing, kk)
                 T.clear(s)
                 T.gemm(qs, ks, s, transpose_B=True, policy=T.GemmWarpPolicy.FullRow)
                 T.copy(s, p)
-                load(v, vs, listed, kk)
+                load(v, vs, listed if shared else listing, kk)
                 T.gemm(p, vs, acc, policy=T.GemmWarpPolicy.FullRow)
             T.copy(acc, o[x * TILE : (x + 1) * TILE, :])
 
@@ -170,6 +170,15 @@ def test_consumers_do_not_wait_for_what_all_threads_stored_before_the_loop(cache
     report, right = run_listed(lower(listed_products(), "sm_90a"), cache)
     assert report.passed, str(report)
     assert right
+
+
+def test_a_shared_list_puts_a_barrier_before_every_part_of_a_copy():
+    """sm_80: what a copy reads of shared memory counts as what the next copy writes; a list in memory mends it."""
+    apart = r"\{\s*__syncthreads\(\);\s*tl::cp_async_gs"
+    shared, memory = (lower(listed_products(shared=shared), "sm_80").kernel_source for shared in (True, False))
+    assert shared.count("tl::cp_async_gs") == memory.count("tl::cp_async_gs") == 6
+    assert len(re.findall(apart, shared)) == 6
+    assert not re.findall(apart, memory)
 
 
 def test_a_name_in_a_macro_is_used_before_its_definition():

@@ -115,6 +115,9 @@ def test_sets_print_as_formulas() -> None:
     )
 
 
+TOP = top_k("mean_key", n=2, block=4)
+
+
 @pytest.mark.parametrize(
     ("make", "parts"),
     [
@@ -124,12 +127,25 @@ def test_sets_print_as_formulas() -> None:
         (lambda: complete(4, 0), ("complete.stride = 0", "integer >= 1")),
         (lambda: complete(4.0, 4), ("complete.kernel = 4.0", "integer >= 1")),
         (lambda: Bound(divisor=-1), ("Bound.divisor = -1", "integer >= 0")),
+        (lambda: Bound(offset=1.5), ("Bound.offset = 1.5", "an integer")),
+        (lambda: Bound(cap="x"), ("Bound.cap = 'x'", "an integer, or END")),
+        (lambda: Bound(cap=True), ("Bound.cap = True", "an integer, or END")),
+        (lambda: Range(lo=0, hi=Bound()), ("Range.lo = 0", "a Bound")),
+        (lambda: RangeSet(ranges=window(3).ranges[0]), ("RangeSet.ranges = Range(", "a tuple of Range")),
+        (lambda: RangeSet(ranges=(3,)), ("RangeSet.ranges = 3", "a tuple of Range")),
+        (lambda: window(3) | 3, ("[t-2, t+1) | 3", "only range sets join")),
+        (lambda: 3 | window(3), ("3 | [t-2, t+1)", "only range sets join")),
+        (lambda: window(3) | TOP, ("[t-2, t+1) | top_k(", "a Path of its own")),
+        (lambda: TOP | window(3), ("1 local) | [t-2, t+1)", "a Path of its own")),
+        (lambda: TOP | TOP, ("1 local) | top_k(", "a Path of its own")),
         (lambda: RangeSet(ranges=()), ("RangeSet.ranges = ()", "at least one range")),
         (lambda: window(5) | first(2), ("RangeSet.ranges", "ascending order", "swap")),
         (lambda: top_k("mean_keys", n=2, block=4), ("TopK.score = 'mean_keys'", "'mean_key'")),
         (lambda: TopK(score="mean_key", n=0, block=4), ("TopK.n = 0", "integer >= 1")),
         (lambda: TopK(score="mean_key", n=2, block=0), ("TopK.block = 0", "integer >= 1")),
         (lambda: TopK(score="mean_key", n=2, block=4, local=0), ("TopK.local = 0", "integer >= 1")),
+        (lambda: TopK(score="mean_key", n=2, block=4, causal=0), ("TopK.causal = 0", "True or False")),
+        (lambda: TopK(score="compressed", n=2, block=4, source=3), ("TopK.source = 3", "the name of a path")),
         (lambda: TopK(score="mean_key", n=2, block=4, initial=1, local=2), ("TopK.n = 2", "n >= 3")),
     ],
 )

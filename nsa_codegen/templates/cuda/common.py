@@ -292,24 +292,26 @@ def log2_lse(rows: int) -> Any:
 
 
 def load_blocks(block: int, blocks: BlockTile) -> Any:
-    """Return the macro that copies the listed key blocks of a step from `x` [batch, keys, heads, dim] to a tile."""
+    """Return the macro that copies the key blocks of a step of `listing[b, h, part]` from `x` to the tile `staged`.
 
-    def key_of(listed: Any, step: Any, u: int = 0) -> Any:
+    `x` is [batch, keys, heads, dim]. The list is read from memory, though masks have it in shared memory: TileLang
+    takes what a copy reads there for what the next one writes, and puts a barrier between (docs/upstream.md).
+    """
+
+    def key_of(listing: Any, b: Any, h: Any, part: Any, step: Any, u: int = 0) -> Any:
         """The first key of a step's block `u`; no variable, which a loop split over warps would lose."""
         if blocks.parts > 1:
-            return listed[T.truncdiv(step, blocks.parts)] * block + T.truncmod(step, blocks.parts) * blocks.wide
-        return listed[step * blocks.together + u] * block
+            entry, inner = T.truncdiv(step, blocks.parts), T.truncmod(step, blocks.parts) * blocks.wide
+            return listing[b, h, part, entry] * block + inner
+        return listing[b, h, part, step * blocks.together + u] * block
 
     @T.macro
-    def load(x, staged, listed, step, b, h):
-        if blocks.together == 1:
-            T.copy(x[b, key_of(listed, step) : key_of(listed, step) + blocks.wide, h, :], staged)
-        else:
-            for u in tuple(range(blocks.together)):
-                T.copy(
-                    x[b, key_of(listed, step, u) : key_of(listed, step, u) + blocks.wide, h, :],
-                    staged[u * blocks.wide : (u + 1) * blocks.wide, :],
-                )
+    def load(x, staged, listing, part, step, b, h):
+        for u in tuple(range(blocks.together)):
+            T.copy(
+                x[b, key_of(listing, b, h, part, step, u) : key_of(listing, b, h, part, step, u) + blocks.wide, h, :],
+                staged[u * blocks.wide : (u + 1) * blocks.wide, :],
+            )
 
     return load
 

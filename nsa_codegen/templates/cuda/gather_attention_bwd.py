@@ -102,8 +102,8 @@ def queries_kernel(desc: KernelDesc, schedule: GpuSchedule) -> Any:
             T.sync_threads()  # TileLang leaves it out before loops split over warps: docs/upstream.md
             T.fill(grad, 0)
             for step in T.Pipelined(count, num_stages=schedule.stages):
-                load_blocks(block, blocks)(k, k_tile, listed, step, b, h)
-                load_blocks(block, blocks)(v, v_tile, listed, step, b, h)
+                load_blocks(block, blocks)(k, k_tile, listing, part, step, b, h)
+                load_blocks(block, blocks)(v, v_tile, listing, part, step, b, h)
                 T.clear(s)
                 T.gemm(q_tile, k_tile, s, transpose_B=True, policy=T.GemmWarpPolicy.FullRow)
                 T.clear(ds)

@@ -82,8 +82,8 @@ def get_gather_attention_fwd_kernel(desc: KernelDesc, schedule: GpuSchedule, tar
             T.fill(total, 0)
             T.fill(top, negative_infinity())
             for step in T.Pipelined(count, num_stages=schedule.stages):
-                load_blocks(block, blocks)(k, k_tile, listed, step, b, h)
-                load_blocks(block, blocks)(v, v_tile, listed, step, b, h)
+                load_blocks(block, blocks)(k, k_tile, listing, part, step, b, h)
+                load_blocks(block, blocks)(v, v_tile, listing, part, step, b, h)
                 T.clear(s)
                 T.gemm(q_tile, k_tile, s, transpose_B=True, policy=T.GemmWarpPolicy.FullRow)
                 for i, j in T.Parallel(rows, width):
