@@ -136,6 +136,16 @@ class ModelCache:
             layer.crop(length)
 
 
+def require_cache(call: str, cache: object, kind: type[AttentionCache] | type[ModelCache]) -> None:
+    """Raise `InputError` unless `cache` is of the `kind` that the `call` takes."""
+    if not isinstance(cache, kind):
+        ways = {
+            AttentionCache: "an AttentionCache, such as one of a ModelCache's layers",
+            ModelCache: "one of new_cache()",
+        }
+        raise InputError(f"{call}: cache is {type(cache).__name__}; give {ways[kind]}, or None")
+
+
 def require_no_gradients(call: str) -> None:
     """Raise `InputError` where gradients are recorded: what a cache holds has none."""
     if torch.is_grad_enabled():

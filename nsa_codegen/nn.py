@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional
-from .cache import AttentionCache, ModelCache, require_no_gradients
+from .cache import AttentionCache, ModelCache, require_cache, require_no_gradients
 from .errors import InputError, SpecError, UnknownOptionError, nearest
 from .index_sets import require_choice
 from .reference.compress import Weights
@@ -123,6 +123,7 @@ class NSAAttention(nn.Module):
             (k_c, k_s, k_w), (v_c, v_s, v_w) = (k, v) if spec.kv_per_path else (k * 3, v * 3)
             paths = {"compressed": (self.k_phi(k_c), self.v_phi(v_c)), "selected": (k_s, v_s), "window": (k_w, v_w)}
         else:
+            require_cache("NSAAttention", cache, AttentionCache)
             require_no_gradients("NSAAttention")
             if cache.spec is not spec:
                 cache.require_spec("NSAAttention", spec)
@@ -242,6 +243,7 @@ class NSAModel(nn.Module):
         return self._features(x, [None] * len(self.blocks))
 
     def _decode(self, x: Tensor, cache: ModelCache) -> Tensor:
+        require_cache("NSAModel", cache, ModelCache)
         if self.options.output_mode == "mean":
             raise InputError("NSAModel: output_mode='mean' is over all positions, and a cache gives it new ones only")
         if len(cache.layers) != len(self.blocks):

@@ -208,6 +208,12 @@ def test_what_a_cache_does_not_serve_is_refused() -> None:
         assert cache.length == 5
         with pytest.raises(InputError, match="the cache has 2 layers, and the model 1"):
             make({**MODEL, "num_layers": 1}).double()(x, cache)
+        with pytest.raises(InputError, match=r"NSAModel: cache is AttentionCache; give one of new_cache\(\), or None"):
+            model(x, cache.layers[0])
+        with pytest.raises(
+            InputError, match=r"NSAAttention: cache is ModelCache; give an AttentionCache, such as one of"
+        ):
+            model.blocks[0].attention(model.input(x), cache)
         with pytest.raises(InputError, match="output_mode='mean' is over all positions"):
             make({**MODEL, "output_mode": "mean"}).double()(x, cache)
     with pytest.raises(InputError, match="6 positions can't be kept of 5; give 0 to 5"):
