@@ -18,7 +18,7 @@ from .errors import LoweringError
 from .nvcc import compile_cubin, find_nvcc
 from .source import TILELANG_VERSION, Argument, KernelLaunch, KernelSource, gpu_pass_options
 from .target import GpuTarget
-from .workarounds import corrected_pipelines, single_warp_copies, without_integer_proofs
+from .workarounds import corrected_pipelines, fenced_products, single_warp_copies, without_integer_proofs
 
 _CALLBACK = "tilelang_callback_cuda_compile"
 _KINDS = {"int32": "int32", "float32": "float32"}
@@ -78,7 +78,7 @@ def lower_gpu(function: Any, target: GpuTarget, title: str, *, specialized: bool
             context = create_backend_context(tvm_target, None, "auto")
             host, device, _, _, _ = lower_to_host_device_ir(function, context)
             with without_integer_proofs():
-                device = _prepare_device_codegen_mod(single_warp_copies(device))
+                device = _prepare_device_codegen_mod(fenced_products(single_warp_copies(device)))
             emitted = str(context.codegen_device(device, compile_device=False).inspect_source())
             host_text = str(host_codegen(host, context).inspect_source()) if target.kind == "cuda" else ""
     except (tvm.error.TVMError, ValueError, TypeError) as error:

@@ -7,6 +7,9 @@ Where copies have a warp group of their own, its four warps wait for free tiles,
 wait tells phases by their parity, and nothing holds the copies back for the other three: one that is late by a phase
 waits for another, which may never come. And barriers of the group get between the copies, into what one thread does.
 
+Products by `wgmma` read shared memory through another proxy than asynchronous copies write it. TileLang fences the two
+in a loop, where copies are started, and not in the steps behind it, where the last of them arrive.
+
 The last simplification of device code asks Z3 about every term of every mask, for a third of the time, and learns
 nothing.
 """
@@ -14,6 +17,7 @@ nothing.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -129,6 +133,50 @@ def _copying_threads(tirx: Any, branch: Any) -> int | None:
     if not elected or any(int(extent) != int(test.b) for extent in elected):
         return None
     return None if any(word in name for name in names for word in _BY_ALL) else int(test.b)
+
+
+_ARRIVED, _FENCE, _PRODUCTS = "tirx.ptx_wait_group", "tl.fence_proxy_async", "tl.warpgroup_arrive"
+
+
+def fenced_products(module: Any) -> Any:
+    """Return a module of device functions whose `wgmma` have a fence behind the last wait for asynchronous copies."""
+    from tilelang import tvm
+
+    tirx = tvm.tirx
+
+    def rewrite(function: Any, mod: Any, context: Any) -> Any:
+        unfenced, at = _unfenced_products(tirx, function.body), itertools.count()
+
+        def fence(statement: Any) -> Any:
+            if _called(tirx, statement) != _PRODUCTS or next(at) not in unfenced:
+                return None
+            return tirx.SeqStmt([statement, tirx.Evaluate(tirx.call_intrin("handle", tvm.ir.Op.get(_FENCE)))])
+
+        return function.with_body(tirx.stmt_functor.ir_transform(function.body, None, fence, ["tirx.Evaluate"]))
+
+    return tirx.transform.prim_func_pass(rewrite, opt_level=0, name="nsa.FencedProducts")(module)
+
+
+def _unfenced_products(tirx: Any, body: Any) -> set[int]:
+    """Return which groups of products, counted from 0, come after a wait for copies and before a fence."""
+    found: set[int] = set()
+    groups, arrived = 0, False
+
+    def visit(node: Any) -> bool:
+        nonlocal groups, arrived
+        name = _called(tirx, node) if isinstance(node, tirx.Call) else ""
+        if name == _ARRIVED:
+            arrived = True
+        elif name == _FENCE:
+            arrived = False
+        elif name == _PRODUCTS:
+            groups += 1
+        elif name.startswith("tl.ptx_wgmma") and arrived:
+            found.add(groups - 1)
+        return True
+
+    tirx.stmt_functor.pre_order_visit(body, visit)
+    return found
 
 
 def _sequence(tirx: Any, statements: list[Any]) -> Any:

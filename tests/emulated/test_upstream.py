@@ -35,12 +35,13 @@ def run(artifact, arch, cache, arguments, order="forward", seed=0):
     return report
 
 
-def lower_ours(function, *, mended=True):
+def lower_ours(function, *, mended=True, specialized=True):
     """Return the function lowered as ours are for sm_90a, with or without what is mended in the device module."""
     with pytest.MonkeyPatch.context() as patch:
         if not mended:
-            patch.setattr(lowering_gpu, "single_warp_copies", lambda module: module)
-        return lowering_gpu.lower_gpu(function, GPU_TARGETS["sm_90a"], "a reproduction")
+            for name in ("single_warp_copies", "fenced_products"):
+                patch.setattr(lowering_gpu, name, lambda module: module)
+        return lowering_gpu.lower_gpu(function, GPU_TARGETS["sm_90a"], "a reproduction", specialized=specialized)
 
 
 def chained_products():
@@ -210,6 +211,43 @@ def test_a_barrier_of_the_copying_group_stands_where_one_thread_copies(cache):
         report, right = run_listed(ours, cache, depth=128, order=order)
         assert report.passed, str(report)
         assert right
+
+
+STEPS = 4
+
+
+def summed_products():
+    """o = x w^T in steps of 64 columns: a pipelined loop of copies and a product."""
+
+    @T.prim_func
+    def products(
+        x: T.Tensor((TILE, STEPS * TILE), "float16"),
+        w: T.Tensor((TILE, STEPS * TILE), "float16"),
+        o: T.Tensor((TILE, TILE), "float32"),
+    ):
+        with T.Kernel(1, threads=128) as _:
+            xs = T.alloc_shared((TILE, TILE), "float16")
+            ws = T.alloc_shared((TILE, TILE), "float16")
+            acc = T.alloc_fragment((TILE, TILE), "float32")
+            T.clear(acc)
+            for step in T.Pipelined(STEPS, num_stages=2):
+                T.copy(x[:, step * TILE : (step + 1) * TILE], xs)
+                T.copy(w[:, step * TILE : (step + 1) * TILE], ws)
+                T.gemm(xs, ws, acc, transpose_B=True)
+            T.copy(acc, o)
+
+    return products
+
+
+def test_the_last_copies_of_a_loop_are_not_fenced_from_the_products_that_read_them(cache):
+    """sm_90a: behind a loop not split over warps, `wgmma` reads what `cp.async` wrote, without a fence between."""
+    generator = torch.Generator().manual_seed(1)
+    x, w = (torch.randint(-2, 3, (TILE, STEPS * TILE), generator=generator).half() for _ in range(2))
+    for mended in (False, True):
+        o = torch.full((TILE, TILE), torch.nan)
+        report = run(lower_ours(summed_products(), mended=mended, specialized=False), "sm_90a", cache, [x, w, o])
+        assert {f.kind for f in report.findings} == (set() if mended else {"proxy fence"}), str(report)
+        assert torch.equal(o.double(), x.double() @ w.double().T)
 
 
 def gathered_rows(index):
