@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -135,7 +136,8 @@ def _copying_threads(tirx: Any, branch: Any) -> int | None:
     return None if any(word in name for name in names for word in _BY_ALL) else int(test.b)
 
 
-_ARRIVED, _FENCE, _PRODUCTS = "tirx.ptx_wait_group", "tl.fence_proxy_async", "tl.warpgroup_arrive"
+_COMMIT, _WAIT = "tirx.ptx_commit_group", "tirx.ptx_wait_group"
+_FENCE, _PRODUCTS = "tl.fence_proxy_async", "tl.warpgroup_arrive"
 
 
 def fenced_products(module: Any) -> Any:
@@ -158,15 +160,21 @@ def fenced_products(module: Any) -> Any:
 
 
 def _unfenced_products(tirx: Any, body: Any) -> set[int]:
-    """Return which groups of products, counted from 0, come after a wait for copies and before a fence."""
+    """Return which groups of products, counted from 0, come after a wait for copies and before a fence.
+
+    A wait that leaves as many groups of copies under way as there are is none. Steps of a loop begin with as many each.
+    """
     found: set[int] = set()
-    groups, arrived = 0, False
+    groups, arrived, under_way = 0, False, math.inf
 
     def visit(node: Any) -> bool:
-        nonlocal groups, arrived
+        nonlocal groups, arrived, under_way
         name = _called(tirx, node) if isinstance(node, tirx.Call) else ""
-        if name == _ARRIVED:
-            arrived = True
+        if name == _COMMIT:
+            under_way += 1
+        elif name == _WAIT:
+            left = int(node.args[0])
+            arrived, under_way = arrived or left < under_way, min(left, under_way)
         elif name == _FENCE:
             arrived = False
         elif name == _PRODUCTS:
