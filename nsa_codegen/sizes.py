@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from . import index_sets
 from .errors import SpecError
 from .index_sets import IndexSet, TopK
@@ -17,7 +19,7 @@ def require_size(owner: str, name: str, value: object, least: int = 1) -> None:
 
 
 def require_numbers(owner: str, visible: IndexSet) -> None:
-    """Raise `SpecError` unless the numbers of an index set are integers of at most `MAX_SIZE`, or as much below 0."""
+    """Raise `SpecError` unless the numbers of an index set are at most `MAX_SIZE`, and at most as much below 0."""
     if isinstance(visible, TopK):
         for name in ("n", "block", "initial", "local"):
             _require_within(f"{owner}: TopK", name, getattr(visible, name))
@@ -28,8 +30,9 @@ def require_numbers(owner: str, visible: IndexSet) -> None:
                 _require_within(f"{owner}: Bound", name, value)
 
 
-def _require_within(owner: str, name: str, value: object, least: int = -MAX_SIZE) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_SIZE:
+def _require_within(owner: str, name: str, value: Any, least: int = -MAX_SIZE) -> None:
+    """Raise `SpecError` unless `value`, which is known to be an int, is within the limits."""
+    if not least <= value <= MAX_SIZE:
         raise SpecError(
             f"{owner}.{name} = {value!r} is not allowed: it must be an integer from {least} to {MAX_SIZE}, so that "
             f"positions and sizes add up in 32 bits"
